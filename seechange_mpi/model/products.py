@@ -1,0 +1,319 @@
+"""Products of one section, in memory.
+
+Arrays are [y, x] with pixel centres at integers from 0. ``data``, ``weight`` are float32 in ADU and
+ADU**-2, ``flags`` is uint16 (`PixelFlag`). One effective gain per image: amplifiers are brought to a
+common gain in preprocessing. ``weight`` is the inverse of the *total* variance (sky, read noise and
+sources), 0 where the pixel must not be used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seechange_mpi.model.task import SectionReport
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U16 = npt.NDArray[np.uint16]
+Table = npt.NDArray[np.void]
+
+
+@dataclass(slots=True)
+class RawAmplifier:
+    """One amplifier as read out, already flipped to the section's orientation.
+
+    Attributes
+    ----------
+    data : (ny, nx) float32 [ADU], the data section only.
+    overscan : float32 [ADU] or None
+        The bias section: as many rows as ``data`` (columns of overscan) or as many columns (rows of overscan).
+    x0, y0 : int, place of the first pixel in the section.
+    gain : float [e-/ADU];  read_noise_e : float [e-];  saturation_adu : float [ADU, raw, with pedestal].
+    """
+
+    data: F32
+    overscan: F32 | None
+    x0: int
+    y0: int
+    gain: float
+    read_noise_e: float
+    saturation_adu: float
+    name: str = ""
+
+
+@dataclass(slots=True)
+class RawSection:
+    """One section as it lies in the file.
+
+    Attributes
+    ----------
+    shape : (ny, nx) of the trimmed section.
+    header_wcs : str, FITS header text of the approximate WCS for the trimmed, oriented section; "" if none.
+    reduced : bool
+        The pixels are already reduced (no overscan, bias or flat to apply).
+    weight, mask : float32 [ADU**-2] / bool (True = bad), delivered with reduced images, else None.
+    sky_subtracted : bool, the sky was already removed (reduced images only).
+    """
+
+    section_id: str
+    filter: str
+    shape: tuple[int, int]
+    amplifiers: list[RawAmplifier]
+    header_wcs: str = ""
+    reduced: bool = False
+    weight: F32 | None = None
+    mask: npt.NDArray[np.bool_] | None = None
+    sky_subtracted: bool = False
+
+
+@dataclass(slots=True)
+class Image:
+    """A preprocessed section.
+
+    Attributes
+    ----------
+    data : (ny, nx) float32 [ADU], background not subtracted; finite everywhere (bad pixels 0).
+    weight : (ny, nx) float32 [ADU**-2]
+    flags : (ny, nx) uint16
+    gain : float [e-/ADU], effective, after gain matching of amplifiers.
+    read_noise_e : float [e-]
+    saturation_adu : float [ADU]
+    section_id, filter : str
+    mjd : float [d];  exp_time_s : float [s]
+    header_wcs : str
+        FITS header text (80-character cards) of the approximate WCS; "" if there is none.
+    preproc_bitflag : int, `Correction` bits really applied.
+    inputs : dict, calibration files used (kind -> file name and digest).
+    """
+
+    data: F32
+    weight: F32
+    flags: U16
+    gain: float
+    read_noise_e: float
+    saturation_adu: float
+    section_id: str
+    filter: str
+    mjd: float
+    exp_time_s: float
+    header_wcs: str = ""
+    preproc_bitflag: int = 0
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ny, nx)."""
+        return self.data.shape[0], self.data.shape[1]
+
+
+@dataclass(slots=True)
+class Background:
+    """Mesh background; `gpu_kernels.background.render_mesh` gives full-size maps.
+
+    Attributes
+    ----------
+    mesh, mesh_rms : (my, mx) float32 [ADU], values at the box centres.
+    box_size : int [pix];  shape : (ny, nx) of the image.
+    value, noise : float [ADU], medians over the image.
+    """
+
+    mesh: F32
+    mesh_rms: F32
+    box_size: int
+    shape: tuple[int, int]
+    value: float
+    noise: float
+
+
+@dataclass(slots=True)
+class PSF:
+    """Pixel-basis PSF, polynomial in position; `gpu_kernels.psf_model.render` gives stamps.
+
+    Attributes
+    ----------
+    basis : (n_terms, n, n) float32, n odd; term order: for j in 0..d: for i in 0..d-j: x**i * y**j.
+    degree : int
+    x0, y0, x_scale, y_scale : float
+        Positions enter the polynomial as (x - x0) / x_scale.
+    oversampling : int
+        Basis pixels per image pixel (1 = native sampling).
+    fwhm_pixels : float
+        FWHM of the rendered profile at the image centre [pix].
+    n_stars : int;  chi2 : float, median chi2 per degree of freedom of the PSF stars.
+    """
+
+    basis: F32
+    degree: int
+    x0: float
+    y0: float
+    x_scale: float
+    y_scale: float
+    oversampling: int
+    fwhm_pixels: float
+    n_stars: int
+    chi2: float
+
+
+@dataclass(slots=True)
+class SourceList:
+    """Sources of an image (`tables.SOURCES`)."""
+
+    table: Table
+    aper_radii: tuple[float, ...]
+    """Aperture radii [pix]; as many as `tables.N_APERTURES`; the last is the 'infinite' one."""
+
+
+@dataclass(slots=True)
+class WorldCoordinates:
+    """Astrometric solution: FITS header text, and how good it is."""
+
+    header: str
+    method: str
+    """``catalog`` (fitted) or ``header`` (the file's own, checked where possible)."""
+    n_matched: int = 0
+    rms_mas: float = float("nan")
+    """Rms per axis of matched catalogue stars about the solution [mas]."""
+
+
+@dataclass(slots=True)
+class ZeroPoint:
+    """mag = -2.5 log10(ADU) + zp, for PSF fluxes; aperture a: add ``aper_cors[a]``."""
+
+    zp: float
+    dzp: float
+    method: str
+    """``catalog``, ``relative`` (to the reference) or ``instrumental`` (25 by convention)."""
+    n_stars: int = 0
+    scatter: float = float("nan")
+    colour_term: float = 0.0
+    aper_cor_radii: tuple[float, ...] = ()
+    aper_cors: tuple[float, ...] = ()
+    lim_mag: float = float("nan")
+    """5 sigma limiting magnitude for a point source."""
+
+
+@dataclass(slots=True)
+class Reference:
+    """A processed section that serves as reference, and where it came from."""
+
+    image: Image
+    background: Background
+    psf: PSF
+    sources: SourceList
+    wcs: WorldCoordinates
+    zp: ZeroPoint
+    image_id: str
+    exposure_identifier: str
+    provenance_ids: dict[str, str]
+    shard: str = ""
+
+
+@dataclass(slots=True)
+class SubImage:
+    """A difference image on the pixel grid of the new image.
+
+    Attributes
+    ----------
+    data : (ny, nx) float32 [ADU of the new image]; white noise; NaN-free (flagged pixels 0).
+    weight : (ny, nx) float32 [ADU**-2]
+    flags : (ny, nx) uint16
+    score : (ny, nx) float32 [sigma], detection statistic of unit variance (0 where flagged).
+    flux, flux_err : (ny, nx) float32 [ADU of the new image], PSF flux at each pixel.
+    psf : (n, n) float32, PSF of ``data``, sum 1.
+    zp : float [mag], inherited from the new image.
+    ref_data : (ny, nx) float32 [ADU], background-subtracted reference warped and scaled to the new image.
+    ref_flags : (ny, nx) uint16
+    method : str;  metrics : dict of figures (flux ratio, astrometric residual, noise ratio).
+    """
+
+    data: F32
+    weight: F32
+    flags: U16
+    score: F32
+    flux: F32
+    flux_err: F32
+    psf: F32
+    zp: float
+    ref_data: F32
+    ref_flags: U16
+    method: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Detections:
+    """Detections in a difference image (`tables.DETECTIONS`)."""
+
+    table: Table
+
+
+@dataclass(slots=True)
+class Cutouts:
+    """Stamps around detections, each (n, size, size) float32 [ADU of the new image], NaN where masked."""
+
+    new: F32
+    ref: F32
+    sub: F32
+
+
+@dataclass(slots=True)
+class Measurements:
+    """Measurements of detections (`tables.MEASUREMENTS`), kept ones only (see ``is_bad``)."""
+
+    table: Table
+
+
+@dataclass(slots=True)
+class Scores:
+    """Real-bogus scores (`tables.SCORES`), one row per measurement, in the same order."""
+
+    algorithm: str
+    table: Table
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class SectionProducts:
+    """Everything one section has produced so far; None = not made."""
+
+    image: Image | None = None
+    background: Background | None = None
+    psf: PSF | None = None
+    sources: SourceList | None = None
+    wcs: WorldCoordinates | None = None
+    zp: ZeroPoint | None = None
+    sub: SubImage | None = None
+    detections: Detections | None = None
+    cutouts: Cutouts | None = None
+    measurements: Measurements | None = None
+    scores: list[Scores] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StoredSection:
+    """A section as read back from a shard or bundle.
+
+    Attributes
+    ----------
+    products : SectionProducts
+        With ``pixels=False`` the large arrays (image and sub planes, cutouts) have shape (0, 0).
+    report : SectionReport
+    provenance_ids : dict, process -> id of what is stored.
+    inputs : dict, name -> identity of what went in (``reference``, ``catalog``, ``calibration.flat`` ...).
+    shape : (ny, nx) of the section.
+    content_hash : str, sha256 (hex) over the science content, volatile attributes left out.
+    path : str, file it was read from.
+    """
+
+    section_id: str
+    products: SectionProducts
+    report: SectionReport
+    provenance_ids: dict[str, str]
+    inputs: dict[str, str]
+    shape: tuple[int, int]
+    content_hash: str
+    path: str
