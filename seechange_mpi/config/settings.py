@@ -1,0 +1,116 @@
+"""Typed settings of everything that is not a pipeline step.
+
+Step sections (``preprocessing`` … ``scoring``) are checked by the steps' own `Parameters` classes, which
+live with the steps; here they stay plain mappings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from seechange_mpi.config.parameters import Parameters, par
+
+STEP_SECTIONS: tuple[str, ...] = (
+    "preprocessing", "extraction", "subtraction", "detection", "cutting", "measuring", "scoring",
+)  # fmt: skip
+"""Configuration sections that belong to pipeline steps."""
+
+
+class PathSettings(Parameters):
+    """Where files lie. Relative paths are relative to the current folder."""
+
+    section = "paths"
+    root: str = par("seechange-data", "working folder: bundles and the embedded database", critical=False)
+    bundles: str | None = par(None, "folder of bundles and shards; null = <root>/bundles", critical=False)
+    calibration: str | None = par(None, "folder of calibration frames, {calib_dir} in camera files", critical=False)
+
+
+class DatabaseSettings(Parameters):
+    """The science database."""
+
+    section = "database"
+    url: str = par("embedded", "'embedded' = a private PostgreSQL in <paths.root>/postgres, started when "
+                               "needed; else postgresql://user@host/name", critical=False)
+    bindir: str | None = par(None, "folder of initdb and pg_ctl for the embedded server; null = find one",
+                             critical=False)
+    connect_timeout_s: float = par(10.0, "time to wait for one connection", unit="s", critical=False, gt=0)
+    attempts: int = par(3, "connection attempts before giving up", critical=False, ge=1)
+
+
+class CameraSettings(Parameters):
+    """Which camera the exposures come from."""
+
+    section = "camera"
+    name: str = par("simulated", "name of a shipped camera or path of a YAML file; --camera overrides it",
+                    critical=False)
+
+
+class CatalogSettings(Parameters):
+    """Astrometric and photometric reference catalogue: a local file."""
+
+    section = "catalog"
+    path: str | None = par(None, "FITS, Parquet or ECSV file; null = none (see astrocal 'header', "
+                                 "photocal 'relative')", critical=False)
+    columns: dict[str, str] = par({}, "our name -> column of the file, for ra dec pmra pmdec and magnitudes; "
+                                      "Gaia's own names are understood without it", critical=False)
+    angle_unit: str = par("deg", "unit of ra and dec in the file: deg or rad", critical=False)
+    ref_epoch: float = par(2016.0, "epoch of the catalogue positions", unit="yr", critical=False)
+
+
+class ReferenceSettings(Parameters):
+    """How the reference of a section is chosen."""
+
+    section = "references"
+    refset: str = par("default", "set of references to choose from", critical=False)
+    min_overlap: float = par(0.5, "least fraction of the section that a reference must cover", critical=False,
+                             ge=0, le=1)
+
+
+class ObjectSettings(Parameters):
+    """How measurements become objects."""
+
+    section = "objects"
+    association_radius_arcsec: float | None = par(None, "largest distance of a measurement to its object; "
+                                                        "null = the camera's", unit="arcsec", critical=False)
+    max_new_per_exposure: int = par(100_000, "refuse to commit an exposure that would make more new objects",
+                                    critical=False, ge=1)
+
+
+class QueueSettings(Parameters):
+    """The local queue of exposures, kept in the database."""
+
+    section = "queue"
+    lease_s: float = par(600.0, "a claim not renewed for this long goes back to the queue", unit="s",
+                         critical=False, gt=1)
+    max_attempts: int = par(3, "claims of one exposure before it stays failed", critical=False, ge=1)
+
+
+class RunSettings(Parameters):
+    """The MPI run."""
+
+    section = "run"
+    mpiexec: str | None = par(None, "launcher for 'run -n N'; null = the one beside this Python, else on PATH",
+                              critical=False)
+    report: bool = par(True, "write an HTML report beside each bundle", critical=False)
+    provenance_tag: str = par("current", "tag given to the provenances of this run", critical=False)
+    save_sub_planes: bool = par(True, "store the difference image and its score in the shard", critical=False)
+
+
+class Settings(Parameters):
+    """All settings; unknown sections and keys are errors."""
+
+    paths: PathSettings = par(PathSettings(), "paths", critical=False)
+    database: DatabaseSettings = par(DatabaseSettings(), "database", critical=False)
+    camera: CameraSettings = par(CameraSettings(), "camera", critical=False)
+    catalog: CatalogSettings = par(CatalogSettings(), "catalog", critical=False)
+    references: ReferenceSettings = par(ReferenceSettings(), "references", critical=False)
+    objects: ObjectSettings = par(ObjectSettings(), "objects", critical=False)
+    queue: QueueSettings = par(QueueSettings(), "queue", critical=False)
+    run: RunSettings = par(RunSettings(), "run", critical=False)
+    preprocessing: dict[str, Any] = par({}, "parameters of the step")
+    extraction: dict[str, Any] = par({}, "parameters of the step")
+    subtraction: dict[str, Any] = par({}, "parameters of the step")
+    detection: dict[str, Any] = par({}, "parameters of the step")
+    cutting: dict[str, Any] = par({}, "parameters of the step")
+    measuring: dict[str, Any] = par({}, "parameters of the step")
+    scoring: dict[str, Any] = par({}, "parameters of the step")
