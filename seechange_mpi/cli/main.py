@@ -1,115 +1,119 @@
-"""Entry point ``seechange-mpi``: finds the verb, imports only that, and turns errors into exit codes."""
+"""Entry point ``seechange-mpi``: finds the verb, imports only that, and turns errors into exit codes.
+
+The list of verbs is printed from this file alone, so that ``--help`` needs no other import.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from difflib import get_close_matches
 from typing import Any
 
-import click
-import typer
-import typer.main
-
-GROUPS: dict[str, str] = {
-    "camera": "Cameras: list, show, and check a YAML of your own.",
-    "config": "Configuration: show every value and where it came from.",
-    "queue": "Exposures waiting: add, list, retry, hold, release, why.",
-    "refs": "References: register a processed exposure, list them.",
-    "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",
-    "db": "Science database: init, start, stop, status, commit.",
-}
 COMMANDS: dict[str, str] = {
     "demo": "Simulate a small survey, process it, and compare with the truth.",
     "run": "Process exposures: from raw pixels to objects in the database.",
     "report": "Write an HTML report of bundles: tables, focal plane, cutouts.",
     "simulate": "Make raw exposures of an invented sky, with truth tables.",
 }
-ORDER = ("demo", "run", "report", "simulate", "refs", "queue", "bundle", "db", "camera", "config")
+GROUPS: dict[str, str] = {
+    "refs": "References: register a processed exposure, list, remove.",
+    "queue": "Exposures waiting: add, list, retry, hold, release, why.",
+    "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",
+    "db": "Science database: init, start, stop, status, commit.",
+    "camera": "Cameras: list, show, and check a YAML of your own.",
+    "config": "Configuration: every value, and where it came from.",
+}
+VERBS = {**COMMANDS, **GROUPS}
 
-HELP = """Difference imaging for sky surveys: raw exposures in, transient objects out.
+HELP = """Usage: seechange-mpi VERB [OPTIONS] [ARGS]...
 
-\b
-Begin with        seechange-mpi demo
-your own images   seechange-mpi run -n 4 --camera CAMERA EXPOSURE…
-learn a verb      seechange-mpi VERB --help
+  Difference imaging for sky surveys: raw exposures in, transient objects out.
 
-Exit codes: 0 all done, 3 some sections failed, 4 an exposure failed, 5 stopped with work
-given back, 2 usage or configuration, 1 a bug or a lost rank."""
+Begin with:
+  seechange-mpi demo                                   a small survey from raw pixels to objects
+  seechange-mpi run -n 4 --camera CAMERA EXPOSURE...   your own exposures, on four processes
+  seechange-mpi VERB --help                            what a verb does, with examples
+
+Verbs:
+{verbs}
+
+Options:
+  --version   Print the version.
+  -h, --help  Show this message.
+
+Exit codes:
+  0 every section succeeded      3 some sections failed     4 an exposure failed
+  5 stopped, work given back     2 usage or configuration   1 a bug or a lost rank
+"""
 
 
-class LazyGroup(click.Group):
-    """A click group whose verbs are imported only when they are called; the help needs none of them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(ORDER)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in ORDER:
-            return None
-        text = GROUPS.get(cmd_name) or COMMANDS[cmd_name]
-        return click.Command(cmd_name, help=text, short_help=text)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0] if args else ""
-        if name in ORDER:
-            return name, _load(name), args[1:]
-        return super().resolve_command(ctx, args)
+def _help() -> str:
+    return HELP.format(verbs="\n".join(f"  {name:<10}{text}" for name, text in VERBS.items()))
 
 
 def _load(name: str) -> Any:
+    import typer
+    import typer.main
+
     module = importlib.import_module(f"seechange_mpi.cli.{name}")
     if name in GROUPS:
-        return typer.main.get_command(module.app)
-    single = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-    single.command(help=module.command.__doc__)(module.command)
-    return typer.main.get_command(single)
+        app = module.app
+    else:
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        app.command(help=module.command.__doc__,
+                    context_settings={"help_option_names": ["-h", "--help"]})(module.command)
+    return typer.main.get_command(app)
 
 
-def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value:
-        from seechange_mpi import __version__
+def _run_verb(name: str, args: list[str]) -> int:
+    import typer
 
-        click.echo(f"seechange-mpi {__version__}")
-        ctx.exit()
+    from seechange_mpi.model.errors import ConfigError, Drain, ExitCode, SeeChangeError
 
-
-def build() -> click.Group:
-    """Return the command line as a click group."""
-    option = click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,
-                          help="Print the version and leave.")
-    return LazyGroup("seechange-mpi", help=HELP, params=[option], no_args_is_help=True,
-                     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    try:
+        code = _load(name).main(args=args, prog_name=f"seechange-mpi {name}", standalone_mode=False)
+    except typer.Exit as err:
+        return err.exit_code
+    except typer.Abort:
+        return 130
+    except ConfigError as err:
+        sys.stderr.write(f"error: {err}\n")
+        return int(ExitCode.USAGE)
+    except SeeChangeError as err:
+        sys.stderr.write(f"error: {err}\n")
+        return int(ExitCode.EXPOSURE_FAILED)
+    except Drain as err:
+        sys.stderr.write(f"stopped: {err}\n")
+        return int(ExitCode.DRAINED)
+    except BrokenPipeError:
+        return 141
+    except usage_error as err:
+        err.show()  # type: ignore[attr-defined]
+        return int(ExitCode.USAGE)
+    return code if isinstance(code, int) else int(ExitCode.OK)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
-    from seechange_mpi.model.errors import ConfigError, Drain, ExitCode, SeeChangeError
-
+    args = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        code = build().main(args=argv, prog_name="seechange-mpi", standalone_mode=False)
-    except click.ClickException as err:
-        err.show()
-        sys.exit(int(ExitCode.USAGE))
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.exceptions.Exit as err:
-        sys.exit(err.exit_code)
-    except ConfigError as err:
-        click.echo(f"error: {err}", err=True)
-        sys.exit(int(ExitCode.USAGE))
-    except SeeChangeError as err:
-        click.echo(f"error: {err}", err=True)
-        sys.exit(int(ExitCode.EXPOSURE_FAILED))
-    except Drain as err:
-        click.echo(f"stopped: {err}", err=True)
-        sys.exit(int(ExitCode.DRAINED))
-    except BrokenPipeError:
-        sys.exit(141)
-    sys.exit(code if isinstance(code, int) else int(ExitCode.OK))
+    if not args or args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_help())
+        sys.exit(0 if args else 2)
+    if args[0] == "--version":
+        from seechange_mpi import __version__
+
+        sys.stdout.write(f"seechange-mpi {__version__}\n")
+        sys.exit(0)
+    if args[0] not in VERBS:
+        close = get_close_matches(args[0], VERBS, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        sys.stderr.write(f"error: there is no verb '{args[0]}'.{hint} See seechange-mpi --help\n")
+        sys.exit(2)
+    sys.exit(_run_verb(args[0], args[1:]))
 
 
 if __name__ == "__main__":
