@@ -67,6 +67,10 @@ class SectionTask:
         Folder for the finished shard (absolute).
     resume_from : str or None
         A durable shard of this section whose products may be reused.
+    reuse_through : str or None
+        Last step whose products in that shard are still valid; the section continues after it.
+    inputs : dict
+        Name -> identity of everything that goes in besides the exposure (`pipeline.inputs`).
     first_step, last_step : str
         Steps asked for.
     attempt : int
@@ -82,6 +86,8 @@ class SectionTask:
     catalog: dict[str, Any] | None = None
     reference: ReferenceLink | None = None
     resume_from: str | None = None
+    reuse_through: str | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
     first_step: str = STEPS[0]
     last_step: str = STEPS[-1]
     attempt: int = 1

@@ -1,0 +1,285 @@
+"""Run the steps of one section: in order, timed, never letting an exception out, ending in a durable shard."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from seechange_mpi.model.errors import AlgorithmError, BadInput, NoWork, SeeChangeError
+from seechange_mpi.model.products import Reference, SectionProducts, StoredSection
+from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionReport, SectionTask, StepRecord
+from seechange_mpi.pipeline.top_level import Pipeline
+
+_PARTS_OF_STEP: dict[str, tuple[str, ...]] = {
+    "preprocessing": ("image",),
+    "extraction": ("background", "psf", "sources"),
+    "astrocal": ("wcs",),
+    "photocal": ("zp",),
+    "subtraction": ("sub",),
+    "detection": ("detections",),
+    "cutting": ("cutouts",),
+    "measuring": ("measurements",),
+    "scoring": ("scores",),
+}
+"""Attributes of `SectionProducts` that a step makes."""
+
+
+def run_section(task: SectionTask, pipeline: Pipeline | None = None) -> Outcome:
+    """Process one section and return how it went.
+
+    Every failure of a step ends in the report; the products made before it are stored all the same.
+
+    Parameters
+    ----------
+    task : SectionTask
+    pipeline : Pipeline, optional
+        Default: built from ``task.settings``.
+    """
+    report = SectionReport(host=socket.gethostname(), start_time=_now())
+    runner: _SectionRun | None = None
+    is_bug = False
+    started = time.perf_counter()
+    try:
+        runner = _SectionRun(task, pipeline or Pipeline.from_settings(task.settings), report)
+        runner.run()
+    except SeeChangeError as err:
+        _record_failure(report, err)
+    except Exception as err:  # noqa: BLE001 - anything unforeseen fails this section only
+        is_bug = True
+        _record_failure(report, err)
+    shard = ""
+    if runner is not None:
+        report.finish_time = _now()
+        try:
+            shard = runner.store()
+        except (SeeChangeError, OSError) as err:
+            report.success = False
+            if not report.error_type:
+                _record_failure(report, err, step="finalize")
+            else:
+                report.warnings.append(f"the shard could not be written: {err}")
+    products = runner.products if runner is not None else SectionProducts()
+    summary = summarize(products, task, time.perf_counter() - started)
+    status = "failed" if not report.success else (report.caveat or "done")
+    return Outcome(task.exposure.identifier, task.section_id, status, report, shard, summary, is_bug)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _record_failure(report: SectionReport, err: Exception, step: str = "") -> None:
+    report.success = False
+    report.error_step = step or report.error_step or "setup"
+    report.error_type = type(err).__name__
+    report.error_message = str(err)
+    if not isinstance(err, AlgorithmError | BadInput):
+        report.error_traceback = "".join(traceback.format_exception(err))
+
+
+class _SectionRun:
+    """State of one section while its steps run."""
+
+    def __init__(self, task: SectionTask, pipeline: Pipeline, report: SectionReport) -> None:
+        self.task = task
+        self.pipeline = pipeline
+        self.report = report
+        self.products = SectionProducts()
+        self.shape = (0, 0)
+        self.reused: str = ""
+        if task.resume_from and task.reuse_through:
+            self._resume(task.resume_from, task.reuse_through)
+
+    def _resume(self, path: str, through: str) -> None:
+        from seechange_mpi.io.shard import read_shard
+
+        stored = read_shard(path, pixels=True)
+        for step in STEPS[: STEPS.index(through) + 1]:
+            for part in _PARTS_OF_STEP[step]:
+                setattr(self.products, part, getattr(stored.products, part))
+            self.report.steps.append(StepRecord(step, "reused"))
+        self.shape = stored.shape
+        self.reused = through
+        self.report.completed_step = through
+
+    def run(self) -> None:
+        """Run the steps that are wanted and not yet made."""
+        first = STEPS.index(self.reused) + 1 if self.reused else 0
+        last = STEPS.index(self.task.last_step)
+        for step in STEPS[first : last + 1]:
+            try:
+                self._run_step(step)
+            except NoWork as caveat:
+                self.report.caveat = caveat.caveat
+                self.report.success = True
+                self.report.error_step = ""
+                return
+        self.report.success = True
+        self.report.error_step = ""
+        if self.report.completed_step != STEPS[-1]:
+            self.report.caveat = "partial"
+
+    def _run_step(self, step: str) -> None:
+        action: Callable[[], None] = getattr(self, f"_{step}")
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.report.error_step = step
+        status = "failed"
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("default")
+                action()
+            status = "done"
+            self.report.completed_step = step
+        except NoWork:
+            status = "skipped"
+            raise
+        finally:
+            self.report.warnings += sorted({f"{step}: {w.message}" for w in caught})
+            self.report.steps.append(StepRecord(
+                step, status, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_mb()))
+
+    def _preprocessing(self) -> None:
+        from seechange_mpi.io.raw import read_section
+
+        raw = read_section(self.task.exposure, self.task.camera, self.task.section_id)
+        self.shape = raw.shape
+        self.products.image = self.pipeline.preprocessor.run(raw, self.task.exposure, self.task.calibration)
+
+    def _extraction(self) -> None:
+        p = self.products
+        assert p.image is not None
+        p.background = self.pipeline.backgrounder.run(p.image)
+        p.sources, p.psf = self.pipeline.extractor.extract(p.image, p.background)
+
+    @cached_property
+    def _catalog(self) -> object:
+        from seechange_mpi.io.catalog import read_catalog
+        from seechange_mpi.pipeline.wcs_tools import footprint_cone
+
+        image = self.products.image
+        if self.task.catalog is None or not self.task.catalog.get("path") or image is None:
+            return None
+        return read_catalog(self.task.catalog, *footprint_cone(image.header_wcs, image.shape, margin_arcsec=120.0))
+
+    def _astrocal(self) -> None:
+        p = self.products
+        assert p.image is not None
+        assert p.sources is not None
+        p.wcs, p.sources = self.pipeline.astrocalibrator.run(p.image, p.sources, self._catalog)  # type: ignore[arg-type]
+
+    def _photocal(self) -> None:
+        p = self.products
+        assert p.image is not None
+        assert p.background is not None
+        assert p.psf is not None
+        assert p.sources is not None
+        assert p.wcs is not None
+        p.zp = self.pipeline.photcalibrator.run(
+            p.image, p.background, p.psf, p.sources, p.wcs,
+            self._catalog, self.task.camera, self._reference)  # type: ignore[arg-type]
+
+    @cached_property
+    def _reference(self) -> Reference | None:
+        return load_reference(self.task.reference) if self.task.reference is not None else None
+
+    def _subtraction(self) -> None:
+        if self._reference is None:
+            raise NoWork("no_reference", "no reference covers this section; register one with "
+                                         "'seechange-mpi refs add' and run again")
+        self.products.sub = self.pipeline.subtractor.run(self.products, self._reference)
+
+    def _detection(self) -> None:
+        p = self.products
+        assert p.sub is not None
+        assert p.psf is not None
+        assert p.wcs is not None
+        p.detections = self.pipeline.detector.detect(p.sub, p.psf.fwhm_pixels, p.wcs.header)
+
+    def _cutting(self) -> None:
+        p = self.products
+        assert p.sub is not None
+        assert p.detections is not None
+        p.cutouts = self.pipeline.cutter.run(p, p.sub, p.detections)
+
+    def _measuring(self) -> None:
+        p = self.products
+        assert p.sub is not None
+        assert p.detections is not None
+        assert p.cutouts is not None
+        assert self._reference is not None
+        p.measurements = self.pipeline.measurer.run(p, p.sub, p.detections, p.cutouts, self._reference)
+
+    def _scoring(self) -> None:
+        p = self.products
+        assert p.sub is not None
+        assert p.cutouts is not None
+        assert p.measurements is not None
+        p.scores = [self.pipeline.scorer.run(p.measurements, p.cutouts, p.sub)]
+
+    def store(self) -> str:
+        """Write the shard; return its file name."""
+        from seechange_mpi.io.shard import write_shard
+
+        task = self.task
+        made = {"preprocessing": self.products.image is not None, "extraction": self.products.sources is not None,
+                "subtraction": self.products.sub is not None, "detection": self.products.detections is not None,
+                "cutting": self.products.cutouts is not None,
+                "measuring": self.products.measurements is not None, "scoring": bool(self.products.scores)}
+        ids = {process: pid for process, pid in task.provenances.items() if made.get(process, True)}
+        path = write_shard(task.shard_dir, task.exposure, task.section_id, self.products, self.report, ids,
+                           task.inputs, self.shape)
+        return Path(path).name
+
+
+def load_reference(link: ReferenceLink) -> Reference:
+    """Read a reference section with its pixels.
+
+    Raises
+    ------
+    BadInput
+        The file is unreadable or holds no calibrated image.
+    """
+    from seechange_mpi.io.bundle import read_section
+
+    stored: StoredSection = read_section(link.path, link.section_id, pixels=True)
+    p = stored.products
+    if (p.image is None or p.background is None or p.psf is None or p.sources is None
+            or p.wcs is None or p.zp is None):
+        raise BadInput(link.path, f"reference section {link.section_id}",
+                       "image, background, PSF, sources, WCS and zero point",
+                       f"a section completed through '{stored.report.completed_step or 'nothing'}'")
+    return Reference(p.image, p.background, p.psf, p.sources, p.wcs, p.zp, link.image_id,
+                     link.exposure_identifier, dict(link.provenance_ids), stored.path)
+
+
+def peak_rss_mb() -> float:
+    """High-water resident memory of this process [MB]."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def summarize(products: SectionProducts, task: SectionTask, seconds: float) -> dict[str, float]:
+    """Return the figures of the closing table."""
+    p = products
+    out: dict[str, float] = {"seconds": seconds, "rss_mb": peak_rss_mb()}
+    if p.psf is not None:
+        out["fwhm_arcsec"] = p.psf.fwhm_pixels * task.camera.pixel_scale_arcsec
+    if p.sources is not None:
+        out["n_sources"] = len(p.sources.table)
+    if p.wcs is not None:
+        out["astro_rms_mas"] = p.wcs.rms_mas
+    if p.zp is not None:
+        out["zp"] = p.zp.zp
+        out["lim_mag"] = p.zp.lim_mag
+    if p.detections is not None:
+        out["n_detections"] = len(p.detections.table)
+    if p.measurements is not None:
+        out["n_measurements"] = len(p.measurements.table)
+        out["n_good"] = int((~p.measurements.table["is_bad"]).sum())
+    return out
