@@ -1,0 +1,52 @@
+# Two commands do everything: make demo, make test.  See README.md.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-full bench lint unit mpi-tests lock clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_DIR ?= demo
+MPI_TESTS := tests/mpi
+export OMP_NUM_THREADS := 1
+export PYTHONDONTWRITEBYTECODE := 1
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(VENV)/.installed  ## virtual environment with the pinned dependencies
+
+$(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
+	@./tools/make_venv.sh $(VENV)
+	@touch $@
+
+demo: venv  ## simulate a survey, process it with 3 MPI ranks, compare with the truth
+	@$(BIN)/seechange-mpi demo --dir $(DEMO_DIR)
+
+test: venv lint unit mpi-tests  ## style, types, imports and all quick tests
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: venv
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# the same tests inside 2 and 3 ranks; a skip of an MPI test is a failure
+mpi-tests: venv
+	@./tools/mpi_tests.sh $(BIN) 2 $(MPI_TESTS)
+	@./tools/mpi_tests.sh $(BIN) 3 $(MPI_TESTS)
+
+test-full: test  ## make test and the slow tests
+	$(BIN)/python -m pytest -q -m slow
+
+bench: venv  ## benchmarks against rivals; results in docs/benchmarks.md
+	$(BIN)/python benchmarks/run_all.py
+
+lock: venv  ## pin today's versions of every dependency
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed '/^seechange/d' > requirements.lock
+
+clean:  ## remove the virtual environment and the demo
+	@if [ -d $(DEMO_DIR) ] && [ -x $(BIN)/seechange-mpi ]; then \
+	  $(BIN)/seechange-mpi db stop --set paths.root=$(DEMO_DIR)/work || true; fi
+	rm -rf $(VENV) $(DEMO_DIR) .mypy_cache .ruff_cache .hypothesis
