@@ -72,7 +72,7 @@ def _run_verb(name: str, args: list[str]) -> int:
 
     from seechange_mpi.model.errors import ConfigError, Drain, ExitCode, SeeChangeError
 
-    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         code = _load(name).main(args=args, prog_name=f"seechange-mpi {name}", standalone_mode=False)
     except typer.Exit as err:
@@ -91,7 +91,7 @@ def _run_verb(name: str, args: list[str]) -> int:
     except BrokenPipeError:
         return 141
     except usage_error as err:
-        err.show()  # type: ignore[attr-defined]
+        err.show()
         return int(ExitCode.USAGE)
     return code if isinstance(code, int) else int(ExitCode.OK)
 

@@ -1,1 +1,1 @@
-"""Typed settings: declared once with default, unit, help; resolved from YAML files; every value knows its source."""
+"""Typed settings: declared once with default, unit, help; resolved from YAML files; every value knows its file."""

@@ -32,7 +32,7 @@ def par(default: Any, help: str, *, unit: str = "", critical: bool = True, **con
     **constraints
         ``ge``, ``le``, ``gt``, ``lt``, ``min_length`` … of `pydantic.Field`.
     """
-    extra = {"unit": unit, "critical": critical}
+    extra: dict[str, Any] = {"unit": unit, "critical": critical}
     if isinstance(default, list | dict | set):
         return Field(default_factory=lambda: type(default)(default), description=help,
                      json_schema_extra=extra, **constraints)

@@ -22,7 +22,7 @@ class PathSettings(Parameters):
     section = "paths"
     root: str = par("seechange-data", "working folder: bundles and the embedded database", critical=False)
     bundles: str | None = par(None, "folder of bundles and shards; null = <root>/bundles", critical=False)
-    calibration: str | None = par(None, "folder of calibration frames, {calib_dir} in camera files", critical=False)
+    calibration: str | None = par(None, "calibration frames, {calib_dir} in camera files", critical=False)
 
 
 class DatabaseSettings(Parameters):

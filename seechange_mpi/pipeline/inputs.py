@@ -55,13 +55,14 @@ def identify(
     return out
 
 
+_FIRST_STEP = {"catalog": "astrocal", "photocal.reference": "photocal", "reference": "subtraction"}
+"""First step that an input enters; calibration frames enter the very first."""
+
+
 def inputs_of_step(inputs: Mapping[str, str], step: str) -> dict[str, str]:
     """Return those inputs that the products up to and including `step` depend on."""
-    def needed(name: str) -> bool:
-        first = {"catalog": "astrocal", "reference": "subtraction", "photocal.reference": "photocal"}.get(name, "preprocessing")
-        return STEPS.index(first) <= STEPS.index(step)
-
-    return {k: v for k, v in inputs.items() if needed(k)}
+    return {name: value for name, value in inputs.items()
+            if STEPS.index(_FIRST_STEP.get(name, STEPS[0])) <= STEPS.index(step)}
 
 
 def reusable_through(

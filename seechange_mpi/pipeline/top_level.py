@@ -108,7 +108,8 @@ class Pipeline:
             return {name: step.pars.critical() for name, step in parts}
         steps = {"preprocessing": self.preprocessor, "subtraction": self.subtractor, "detection": self.detector,
                  "cutting": self.cutter, "measuring": self.measurer, "scoring": self.scorer}
-        return steps[process].pars.critical()
+        parameters: dict[str, Any] = steps[process].pars.critical()
+        return parameters
 
     def settings(self) -> dict[str, Any]:
         """Return the complete settings of all steps: `from_settings` of them gives an equal pipeline."""

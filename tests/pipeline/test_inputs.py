@@ -22,7 +22,7 @@ def test_identity_follows_content_not_time(tmp_path):
     assert file_identity(file) == first
     file.write_bytes(b"two")
     assert file_identity(file) != first
-    with pytest.raises(BadInput, match="gone.fits"):
+    with pytest.raises(BadInput, match=r"gone\.fits"):
         file_identity(tmp_path / "gone.fits")
 
 
