@@ -1,0 +1,66 @@
+"""The house itself: names promised in the README, the default configuration, start-up cost."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["seechange_mpi", "gpu_kernels", "io", "db", "conductor_client", "containers", "slurm", "tests", "setup.cfg"]
+
+
+def test_readme_table_of_names_is_true():
+    rows = dict(re.findall(r"^\| ([\w.]+) \| \[[^]]*\]\(([^)]+)\) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert list(rows) == NAMES
+    for name, path in rows.items():
+        assert (ROOT / path).exists(), f"{name}: {path} does not exist"
+
+
+def test_default_configuration_is_generated_from_the_declarations():
+    from seechange_mpi.config.resolve import DEFAULT_FILE
+    from seechange_mpi.pipeline.template import config_template
+
+    assert DEFAULT_FILE.read_text() == config_template(), "run: seechange-mpi config template"
+    assert (ROOT / "default_config.yaml").resolve() == DEFAULT_FILE.resolve()
+
+
+def test_default_configuration_gives_the_default_pipeline():
+    from seechange_mpi.config.resolve import Config
+    from seechange_mpi.pipeline.top_level import Pipeline
+
+    assert Pipeline().settings() == Pipeline.from_settings({}).settings()
+    assert Config.get().source("detection.threshold") == "default"
+
+
+def test_help_imports_nothing_heavy():
+    code = ("import sys; from seechange_mpi.cli.main import main\n"
+            "try: main(['--help'])\nexcept SystemExit: pass\n"
+            "sys.stderr.write(','.join(m for m in ('numpy','astropy','typer','mpi4py','sqlalchemy') if m in sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage: seechange-mpi" in done.stdout
+    assert done.stderr == ""
+
+
+def test_every_verb_explains_itself():
+    from seechange_mpi.cli.main import VERBS
+
+    for verb in VERBS:
+        done = subprocess.run([sys.executable, "-m", "seechange_mpi.cli.main", verb, "--help"],
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{verb}: {done.stderr}"
+        assert "Usage: seechange-mpi" in done.stdout
+
+
+def test_unknown_verb_is_usage_and_suggests():
+    done = subprocess.run([sys.executable, "-m", "seechange_mpi.cli.main", "rnu"], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 2
+    assert "Did you mean 'run'?" in done.stderr
+
+
+def test_workers_do_not_import_plotting_or_the_database():
+    code = ("import sys, seechange_mpi.pipeline.section, seechange_mpi.mpi.worker\n"
+            "print(','.join(m for m in ('matplotlib','sqlalchemy','psycopg','rich','typer','jinja2','galsim')"
+            " if m in sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
