@@ -139,8 +139,6 @@ class PSF:
     degree : int
     x0, y0, x_scale, y_scale : float
         Positions enter the polynomial as (x - x0) / x_scale.
-    oversampling : int
-        Basis pixels per image pixel (1 = native sampling).
     fwhm_pixels : float
         FWHM of the rendered profile at the image centre [pix].
     n_stars : int;  chi2 : float, median chi2 per degree of freedom of the PSF stars.
@@ -152,7 +150,6 @@ class PSF:
     y0: float
     x_scale: float
     y_scale: float
-    oversampling: int
     fwhm_pixels: float
     n_stars: int
     chi2: float

@@ -1,0 +1,77 @@
+"""NumPy or CuPy, found from the arguments.
+
+``SEECHANGE_BACKEND`` = ``auto`` (CuPy where a device answers, else NumPy), ``numpy`` or ``cupy`` decides
+where `to_backend` puts arrays; kernels follow the arrays they are given.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+Array = Any
+"""A numpy.ndarray or cupy.ndarray."""
+
+
+def get_xp(*arrays: Array) -> Any:
+    """Return the array module (numpy or cupy) of the arguments; cupy is not imported for NumPy arrays."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
+        return cupy
+    return np
+
+
+def get_ndimage(xp: Any) -> Any:
+    """Return scipy.ndimage or its CuPy twin."""
+    if xp is np:
+        import scipy.ndimage
+
+        return scipy.ndimage
+    import cupyx.scipy.ndimage
+
+    return cupyx.scipy.ndimage
+
+
+def asnumpy(array: Array) -> np.ndarray:
+    """Return the array in host memory."""
+    return array.get() if hasattr(array, "get") and not isinstance(array, np.ndarray) else np.asarray(array)
+
+
+@lru_cache(maxsize=1)
+def backend_name() -> str:
+    """Return ``numpy`` or ``cupy`` for this process.
+
+    Raises
+    ------
+    RuntimeError
+        ``SEECHANGE_BACKEND=cupy`` and no CuPy or no device, or an unknown value.
+    """
+    wanted = os.environ.get("SEECHANGE_BACKEND", "auto").lower()
+    if wanted not in ("auto", "numpy", "cupy"):
+        raise RuntimeError(f"SEECHANGE_BACKEND: expected auto, numpy or cupy, found {wanted!r}")
+    if wanted == "numpy":
+        return "numpy"
+    try:
+        import cupy
+
+        if cupy.cuda.is_available():
+            return "cupy"
+        reason = "no CUDA device answers"
+    except ImportError:
+        reason = "the package cupy is missing: pip install 'seechange-mpi[gpu]'"
+    if wanted == "cupy":
+        raise RuntimeError(f"SEECHANGE_BACKEND=cupy, but {reason}")
+    return "numpy"
+
+
+def to_backend(array: np.ndarray) -> Array:
+    """Move an array to the device of this process's backend (no copy on NumPy)."""
+    if backend_name() == "numpy":
+        return array
+    import cupy
+
+    return cupy.asarray(array)
