@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "demo": "Simulate a small survey, process it, and compare with the truth.",
     "run": "Process exposures: from raw pixels to objects in the database.",
     "report": "Write an HTML report of bundles: tables, focal plane, cutouts.",
+    "submit": "Hand a batch job to Slurm that processes exposures or the queue.",
     "simulate": "Make raw exposures of an invented sky, with truth tables.",
 }
 GROUPS: dict[str, str] = {
