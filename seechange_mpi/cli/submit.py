@@ -12,7 +12,7 @@ from seechange_mpi.cli.common import ConfigOption
 
 def command(
     exposures: Annotated[list[str] | None, typer.Argument(help="Exposures; none = work on the queue.")] = None,
-    site: Annotated[str, typer.Option("--site", help="A shipped site or a YAML file of your own.")] = "generic-slurm",
+    site: Annotated[str, typer.Option("--site", help="A shipped site or your own YAML file.")] = "generic-slurm",
     ranks: Annotated[int | None, typer.Option("--ranks", help="MPI ranks; default: the site's.")] = None,
     log_dir: Annotated[str, typer.Option("--log-dir", help="Folder of the job's log.")] = "logs",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script and stop.")] = False,
@@ -81,6 +81,6 @@ def render_job(site: str, exposures: list[str], ranks: int | None, log_dir: str,
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string((share_folder() / "job.sbatch.j2").read_text())
     files = [shlex.quote(str(Path(e).absolute())) for e in exposures]
-    return template.render(site=values, ranks=ranks or values["ranks"], log_dir=log_dir,
-                           config=shlex.quote(str(Path(config).absolute())) if config else '"${SEECHANGE_CONFIG:-}"',
+    file = shlex.quote(str(Path(config).absolute())) if config else '"${SEECHANGE_CONFIG:-}"'
+    return template.render(site=values, ranks=ranks or values["ranks"], log_dir=log_dir, config=file,
                            command=" ".join(["seechange-mpi run", *files]))
