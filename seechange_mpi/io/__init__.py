@@ -1,1 +1,1 @@
-
+"""Files in and out: raw exposures, catalogues, shards and bundles, FITS export."""

@@ -31,6 +31,8 @@ class ExposureInfo:
     project, target : str
     header : dict
         Primary header cards that are kept (JSON-able values).
+    overrides : dict
+        Header values that the user gave in place of the file's.
     """
 
     identifier: str
@@ -45,6 +47,7 @@ class ExposureInfo:
     project: str = ""
     target: str = ""
     header: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 def identifier_of(path: str | Path) -> str:

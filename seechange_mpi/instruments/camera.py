@@ -1,0 +1,221 @@
+"""The definition of a camera: geometry, amplifiers, header translation, calibration defaults.
+
+``load_camera("LS4")`` reads a shipped file, ``load_camera("my/camera.yaml")`` one of the user's. Unknown keys
+are errors that name the keys there are.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from seechange_mpi.model.errors import ConfigError
+
+_FOLDER = Path(__file__).parent
+_SECTION = re.compile(r"^\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]$")
+
+Hdu = int | str | tuple[str, int]
+"""HDU by number (0 = primary), by EXTNAME, or by (EXTNAME, EXTVER)."""
+
+
+def parse_fits_section(text: str) -> tuple[slice, slice]:
+    """Turn a FITS section ``[x1:x2,y1:y2]`` (1-based, inclusive) into (y, x) slices.
+
+    Raises
+    ------
+    ValueError
+        Not such a section.
+    """
+    match = _SECTION.match(text.strip())
+    if match is None:
+        raise ValueError(f"expected a section like [1:2048,1:4096], found {text!r}")
+    x1, x2, y1, y2 = (int(v) for v in match.groups())
+    if x2 < x1 or y2 < y1 or x1 < 1 or y1 < 1:
+        raise ValueError(f"expected increasing limits from 1, found {text!r}")
+    return slice(y1 - 1, y2), slice(x1 - 1, x2)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Amplifier(_Model):
+    """One readout channel. Numbers may be given as header keywords of the amplifier's HDU."""
+
+    name: str = ""
+    hdu: Hdu | None = None
+    """HDU of this amplifier; default: the section's."""
+    data_section: str | None = None
+    """Data pixels as ``[x1:x2,y1:y2]`` or a header keyword holding that; default: the whole HDU."""
+    bias_section: str | None = None
+    """Overscan pixels, likewise; none: no overscan."""
+    x0: int = 0
+    y0: int = 0
+    """Place of the first pixel in the trimmed section, after flipping (0-based)."""
+    flip_x: bool = False
+    flip_y: bool = False
+    gain: float | str | None = None
+    """e-/ADU, or a header keyword; default: the camera's."""
+    read_noise: float | str | None = None
+    """e-, or a header keyword; default: the camera's."""
+    saturation: float | str | None = None
+    """ADU in the raw frame, or a header keyword; default: the camera's."""
+
+
+class Section(_Model):
+    """One CCD (or whatever one worker processes)."""
+
+    id: str
+    hdu: Hdu = 0
+    size: tuple[int, int] | None = None
+    """Trimmed size [x, y]; none: taken from the file."""
+    amplifiers: tuple[Amplifier, ...] = (Amplifier(),)
+    offset_arcsec: tuple[float, float] = (0.0, 0.0)
+    """Section centre minus pointing, towards east and north."""
+    rotation_deg: float = 0.0
+    """Angle of the section's y axis from north, towards east, for parity-flipped x (east left)."""
+    east_left: bool = True
+    filter: str | None = None
+    """For cameras with one filter per section."""
+    defective: bool = False
+
+
+class HeaderRule(_Model):
+    """How one quantity is found in the primary header."""
+
+    keyword: str | tuple[str, ...] | None = None
+    """Keyword, or alternatives in order."""
+    constant: Any = None
+    convert: Literal["float", "str", "isot_to_mjd", "sexagesimal_hours", "sexagesimal_degrees",
+                     "first_word"] | None = None
+    mapping: dict[str, str] | None = None
+    """Values to replace, e.g. long filter names by short ones."""
+    scale: float = 1.0
+    add: float = 0.0
+
+
+class Photometry(_Model):
+    """Catalogue magnitude to a filter of the camera: m = band + Σ cᵢ (colour)ⁱ."""
+
+    band: str
+    colour: tuple[str, str] = ("bp", "rp")
+    terms: tuple[float, ...] = (0.0,)
+    colour_range: tuple[float, float] = (0.5, 3.0)
+    """Only stars with a colour in this range are used."""
+
+
+HEADER_QUANTITIES = ("mjd", "exp_time", "filter", "ra", "dec", "airmass", "project", "target")
+
+
+class Camera(_Model):
+    """A camera."""
+
+    name: str
+    telescope: str = ""
+    pixel_scale_arcsec: float = Field(gt=0)
+    filters: tuple[str, ...] = ()
+    reduced: bool = False
+    """Exposures come already reduced: no overscan, bias or flat to apply."""
+    sky_subtracted: bool = False
+    gain: float | None = Field(default=None, gt=0)
+    """e-/ADU where the amplifier does not say; none: must come from the amplifier or the user."""
+    read_noise: float = Field(default=0.0, ge=0)
+    saturation: float | None = Field(default=None, gt=0)
+    """ADU in the raw frame."""
+    association_radius_arcsec: float = Field(default=1.0, gt=0)
+    pointing_error_arcsec: float = Field(default=10.0, ge=0)
+    """How wrong the header's position may be."""
+    weight_hdu: Hdu | None = None
+    mask_hdu: Hdu | None = None
+    """Planes delivered with reduced images: weight [ADU**-2], mask (nonzero = bad)."""
+    header: dict[str, HeaderRule] = {}
+    calibration: dict[str, str] = {}
+    """Kind (bias, flat, badpixels) -> path with {calib_dir}, {section}, {filter}."""
+    photometry: dict[str, Photometry] = {}
+    sections: tuple[Section, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "section_defaults" in values:
+            values = dict(values)
+            defaults = values.pop("section_defaults") or {}
+            values["sections"] = [{**defaults, **(s or {})} for s in values.get("sections") or ()]
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Camera:
+        ids = [s.id for s in self.sections]
+        double = {i for i in ids if ids.count(i) > 1}
+        if double:
+            raise ValueError(f"section ids must be unique, found twice: {', '.join(sorted(double))}")
+        unknown = set(self.header) - set(HEADER_QUANTITIES)
+        if unknown:
+            raise ValueError(f"header: unknown quantity {min(unknown)}; there are: {', '.join(HEADER_QUANTITIES)}")
+        return self
+
+    @property
+    def section_ids(self) -> tuple[str, ...]:
+        """Ids of the usable sections."""
+        return tuple(s.id for s in self.sections if not s.defective)
+
+    def section(self, section_id: str) -> Section:
+        """Return a section by id.
+
+        Raises
+        ------
+        ConfigError
+            There is no such section.
+        """
+        for s in self.sections:
+            if s.id == section_id:
+                return s
+        raise ConfigError(f"camera {self.name} has no section '{section_id}'; there are: {', '.join(self.section_ids)}")
+
+    def calibration_paths(self, section_id: str, filter_name: str, calib_dir: str | None) -> dict[str, str]:
+        """Return kind -> path of the calibration frames of a section (which may not exist)."""
+        if calib_dir is None:
+            return {}
+        return {kind: pattern.format(calib_dir=calib_dir, section=section_id, filter=filter_name)
+                for kind, pattern in self.calibration.items()}
+
+
+def list_cameras() -> list[str]:
+    """Names of the shipped cameras."""
+    return sorted(p.stem for p in _FOLDER.glob("*.yaml"))
+
+
+@lru_cache(maxsize=32)
+def _load(path: Path, _mtime_ns: int) -> Camera:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as err:
+        raise ConfigError(f"{path}: not valid YAML: {err}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a camera definition, found {type(values).__name__}")
+    try:
+        return Camera(**values)
+    except ValidationError as err:
+        problems = "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'camera'}: {e['msg']}" for e in err.errors())
+        raise ConfigError(f"{path}: {problems}; the keys of a camera are: {', '.join(Camera.model_fields)}") from None
+
+
+def load_camera(name_or_path: str | Path) -> Camera:
+    """Return a shipped camera by name, or one defined by a YAML file of the user's.
+
+    Raises
+    ------
+    ConfigError
+        No such camera, or its definition is wrong.
+    """
+    text = str(name_or_path)
+    path = Path(text) if text.endswith((".yaml", ".yml")) else _FOLDER / f"{text}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no camera '{text}': there are {', '.join(list_cameras())}; "
+                          "or give the path of a YAML file of your own")
+    return _load(path, path.stat().st_mtime_ns)

@@ -1,0 +1,321 @@
+"""Raw exposures in: the header translated, one section's pixels cut out of the file.
+
+Whatever is wrong is said once, with the file, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from astropy.io import fits
+
+from seechange_mpi.instruments.camera import Amplifier, Camera, HeaderRule, Hdu, Section, parse_fits_section
+from seechange_mpi.model.errors import BadInput
+from seechange_mpi.model.exposure import ExposureInfo, identifier_of
+from seechange_mpi.model.products import F32, RawAmplifier, RawSection
+
+OVERRIDES: tuple[str, ...] = ("mjd", "exp_time", "filter", "ra", "dec", "airmass", "project", "target",
+                              "gain", "read_noise", "saturation", "pixel_scale_arcsec", "sky_subtracted")
+"""What a user may give in place of the header, in a sidecar file or on the command line."""
+_REQUIRED = ("mjd", "exp_time", "filter")
+
+
+def sidecar_of(path: str | Path) -> Path:
+    """Path of the sidecar file with header values of an exposure: ``<file>.yaml``."""
+    return Path(f"{path}.yaml")
+
+
+def read_overrides(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the header values given by the user: the sidecar's, with `given` on top.
+
+    Raises
+    ------
+    BadInput
+        An unknown name.
+    """
+    side = sidecar_of(path)
+    out: dict[str, Any] = {}
+    if side.is_file():
+        loaded = yaml.safe_load(side.read_text(encoding="utf-8"))
+        if not isinstance(loaded, dict):
+            raise BadInput(side, "sidecar file", "a mapping of header values", type(loaded).__name__)
+        out.update(loaded)
+    out.update(given or {})
+    unknown = sorted(set(out) - set(OVERRIDES))
+    if unknown:
+        raise BadInput(side if side.is_file() else path, "header values given", ", ".join(OVERRIDES), ", ".join(unknown))
+    return out
+
+
+def open_fits(path: str | Path) -> fits.HDUList:
+    """Open a FITS file; truncation is noticed here, not in the middle of the pixels.
+
+    Raises
+    ------
+    BadInput
+        The file is missing, is not FITS, or ends too early.
+    """
+    if not os.path.isfile(path):
+        raise BadInput(path, "exposure", "a FITS file", "no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
+    except (OSError, ValueError, TypeError) as err:
+        raise BadInput(path, "exposure", "a FITS file", f"unreadable: {err}") from None
+    size = os.path.getsize(path)
+    if not str(path).endswith((".gz", ".bz2")):
+        last = hdus[-1].fileinfo()
+        needed = last["datLoc"] + last["datSpan"]
+        if size < needed:
+            hdus.close()
+            raise BadInput(path, "file size", f"{needed} bytes as its headers declare",
+                           f"{size} bytes: the file is truncated")
+    return hdus
+
+
+def _convert(rule: HeaderRule, value: Any) -> Any:
+    if rule.convert == "isot_to_mjd":
+        from astropy.time import Time
+
+        value = Time(str(value), format="isot", scale="utc").mjd
+    elif rule.convert in ("sexagesimal_hours", "sexagesimal_degrees") and isinstance(value, str):
+        parts = [float(p) for p in value.replace(":", " ").split()]
+        sign = -1.0 if value.strip().startswith("-") else 1.0
+        value = sign * sum(abs(p) / 60.0**k for k, p in enumerate(parts))
+        value *= 15.0 if rule.convert == "sexagesimal_hours" else 1.0
+    elif rule.convert == "first_word":
+        value = str(value).split()[0] if str(value).split() else ""
+    elif rule.convert == "str":
+        value = str(value).strip()
+    elif rule.convert == "float" or isinstance(value, int):
+        value = float(value)
+    if rule.mapping is not None:
+        value = rule.mapping.get(str(value), value)
+    if isinstance(value, float):
+        value = value * rule.scale + rule.add
+    return value
+
+
+def _translate(path: str, header: fits.Header, camera: Camera, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, rule in camera.header.items():
+        keywords = (rule.keyword,) if isinstance(rule.keyword, str) else rule.keyword or ()
+        found = next((k for k in keywords if k in header and header[k] not in ("", None)), None)
+        if name in overrides:
+            continue
+        if found is not None:
+            try:
+                out[name] = _convert(rule, header[found])
+            except (ValueError, TypeError) as err:
+                raise BadInput(path, f"header keyword {found}", f"a value for {name}",
+                               f"{header[found]!r} ({err})") from None
+        elif rule.constant is not None:
+            out[name] = rule.constant
+        elif name in _REQUIRED:
+            raise BadInput(path, f"header value '{name}'", f"keyword {' or '.join(keywords)}",
+                           f"none of them; give it with --param {name}=… or in {sidecar_of(path).name}")
+    out.update({k: v for k, v in overrides.items() if k in camera.header or k in OVERRIDES[:8]})
+    for name in _REQUIRED:
+        if name not in out and not (name == "filter" and all(s.filter for s in camera.sections)):
+            raise BadInput(path, f"header value '{name}'", f"a rule in camera {camera.name} or a value given",
+                           f"neither; give it with --param {name}=… or in {sidecar_of(path).name}")
+    return out
+
+
+def read_exposure_info(
+    path: str | Path, camera: Camera, overrides: Mapping[str, Any] | None = None
+) -> ExposureInfo:
+    """Translate the primary header of an exposure.
+
+    Parameters
+    ----------
+    overrides : mapping, optional
+        Values that replace the file's (`OVERRIDES`); a sidecar ``<file>.yaml`` is read as well.
+
+    Raises
+    ------
+    BadInput
+        The file is unreadable, or a value is missing or nonsense.
+    """
+    path = str(Path(path).absolute())
+    given = read_overrides(path, overrides)
+    with open_fits(path) as hdus:
+        header = hdus[0].header
+        values = _translate(path, header, camera, given)
+        kept = {k: header[k] for k in header
+                if k and k not in ("COMMENT", "HISTORY") and isinstance(header[k], str | int | float | bool)}
+    try:
+        mjd, exp_time = float(values["mjd"]), float(values["exp_time"])
+    except (TypeError, ValueError):
+        raise BadInput(path, "mjd and exposure time", "numbers", f"{values['mjd']!r}, {values['exp_time']!r}") from None
+    if not (math.isfinite(mjd) and 0 < mjd < 200_000 and exp_time >= 0):
+        raise BadInput(path, "mjd and exposure time", "0 < mjd < 200000, exposure time >= 0", f"{mjd}, {exp_time}")
+    number = {k: float(values[k]) for k in ("ra", "dec", "airmass") if values.get(k) is not None}
+    return ExposureInfo(
+        identifier=identifier_of(path), instrument=camera.name, path=path, mjd=mjd, exp_time_s=exp_time,
+        filter=str(values.get("filter", "")), ra_deg=number.get("ra"), dec_deg=number.get("dec"),
+        airmass=number.get("airmass"), project=str(values.get("project", "")), target=str(values.get("target", "")),
+        header=kept, overrides=given)
+
+
+def _get_hdu(hdus: fits.HDUList, hdu: Hdu, path: str, what: str) -> Any:
+    try:
+        return hdus[tuple(hdu) if isinstance(hdu, list | tuple) else hdu]
+    except (KeyError, IndexError):
+        names = ", ".join(f"{i} {h.name}".strip() for i, h in enumerate(hdus))
+        raise BadInput(path, what, f"HDU {hdu}", f"only HDUs {names}") from None
+
+
+def _number(value: float | str | None, header: fits.Header, default: float | None, override: Any,
+            path: str, what: str) -> float:
+    if override is not None:
+        return float(override)
+    if isinstance(value, str):
+        if value in header and isinstance(header[value], int | float) and float(header[value]) > 0:
+            return float(header[value])
+        if default is None:
+            raise BadInput(path, what, f"a positive header keyword {value}",
+                           f"{header.get(value, 'no such keyword')}; give it with --param or in a sidecar file")
+        return default
+    if value is not None:
+        return float(value)
+    if default is None:
+        raise BadInput(path, what, "a number in the camera's YAML or given by the user", "none")
+    return default
+
+
+def _region(text: str, header: fits.Header, shape: tuple[int, int], path: str, what: str) -> tuple[slice, slice]:
+    value = text if text.lstrip().startswith("[") else header.get(text)
+    if value is None:
+        raise BadInput(path, what, f"a header keyword {text}", "no such keyword")
+    try:
+        ys, xs = parse_fits_section(str(value))
+    except ValueError as err:
+        raise BadInput(path, what, "a FITS section", str(err)) from None
+    if ys.stop > shape[0] or xs.stop > shape[1]:
+        raise BadInput(path, what, f"an image of at least {xs.stop}×{ys.stop} pixels for section {value}",
+                       f"{shape[1]}×{shape[0]} pixels")
+    return ys, xs
+
+
+def _read_amplifier(
+    hdus: fits.HDUList, amp: Amplifier, section: Section, camera: Camera, exposure: ExposureInfo
+) -> RawAmplifier:
+    path, what = exposure.path, f"section {section.id}" + (f" amplifier {amp.name}" if amp.name else "")
+    hdu = _get_hdu(hdus, amp.hdu if amp.hdu is not None else section.hdu, path, what)
+    try:
+        pixels = hdu.data
+    except (OSError, ValueError, TypeError) as err:
+        raise BadInput(path, what, "readable pixels", f"{err}") from None
+    if pixels is None or pixels.ndim != 2:
+        raise BadInput(path, what, "a two-dimensional image", "none" if pixels is None else f"{pixels.ndim} axes")
+    header = hdus[0].header + hdu.header if hdu is not hdus[0] else hdu.header
+    shape = (pixels.shape[0], pixels.shape[1])
+    ys, xs = (_region(amp.data_section, header, shape, path, what) if amp.data_section
+              else (slice(0, shape[0]), slice(0, shape[1])))
+    data = np.ascontiguousarray(pixels[ys, xs], dtype=np.float32)
+    overscan: F32 | None = None
+    if amp.bias_section and not camera.reduced:
+        oy, ox = _region(amp.bias_section, header, shape, path, what)
+        overscan = np.ascontiguousarray(pixels[oy, ox], dtype=np.float32)
+    for flip, axis in ((amp.flip_y, 0), (amp.flip_x, 1)):
+        if flip:
+            data = np.ascontiguousarray(np.flip(data, axis))
+            overscan = None if overscan is None else np.ascontiguousarray(np.flip(overscan, axis))
+    given = exposure.overrides
+    read_noise = _number(amp.read_noise, header, camera.read_noise, given.get("read_noise"), path, f"{what} read noise")
+    saturation = _number(amp.saturation, header, camera.saturation or float("inf"), given.get("saturation"),
+                         path, f"{what} saturation")
+    gain = _number(amp.gain, header, camera.gain, given.get("gain"), path, f"{what} gain")
+    return RawAmplifier(data, overscan, amp.x0, amp.y0, gain, read_noise, saturation, amp.name)
+
+
+def read_section(exposure: ExposureInfo, camera: Camera, section_id: str) -> RawSection:
+    """Read one section: amplifiers oriented, nothing corrected yet.
+
+    Raises
+    ------
+    BadInput
+        HDU, keyword or pixels are missing, shapes do not fit, or no pixel is finite.
+    """
+    section = camera.section(section_id)
+    path = exposure.path
+    with open_fits(path) as hdus:
+        amps = [_read_amplifier(hdus, a, section, camera, exposure) for a in section.amplifiers]
+        ny = max(a.y0 + a.data.shape[0] for a in amps)
+        nx = max(a.x0 + a.data.shape[1] for a in amps)
+        if section.size is not None and (nx, ny) != tuple(section.size):
+            raise BadInput(path, f"section {section_id}", f"{section.size[0]}×{section.size[1]} pixels", f"{nx}×{ny}")
+        if not any(np.isfinite(a.data).any() for a in amps):
+            raise BadInput(path, f"section {section_id}", "an image", "no finite pixel")
+        first = section.amplifiers[0]
+        hdu = _get_hdu(hdus, first.hdu if first.hdu is not None else section.hdu, path, f"section {section_id}")
+        wcs_text = section_wcs(hdu.header, section, camera, exposure, (ny, nx))
+        weight = _plane(hdus, camera.weight_hdu, path, "weight", (ny, nx))
+        mask = _plane(hdus, camera.mask_hdu, path, "mask", (ny, nx))
+    sky_subtracted = bool(exposure.overrides.get("sky_subtracted", camera.sky_subtracted))
+    return RawSection(section_id, section.filter or exposure.filter, (ny, nx), amps, wcs_text, camera.reduced,
+                      weight, None if mask is None else mask != 0, sky_subtracted)
+
+
+def _plane(hdus: fits.HDUList, hdu: Hdu | None, path: str, what: str, shape: tuple[int, int]) -> F32 | None:
+    if hdu is None:
+        return None
+    data = _get_hdu(hdus, hdu, path, what).data
+    if data is None or data.shape != shape:
+        raise BadInput(path, what, f"a plane of {shape[1]}×{shape[0]} pixels",
+                       "none" if data is None else f"shape {data.shape}")
+    return np.ascontiguousarray(data, dtype=np.float32)
+
+
+def section_wcs(
+    header: fits.Header, section: Section, camera: Camera, exposure: ExposureInfo, shape: tuple[int, int]
+) -> str:
+    """Return the approximate WCS of the trimmed section as header text.
+
+    The HDU's own celestial WCS when it has one (for sections whose pixels are the HDU's), else a TAN
+    projection from the pointing, the section's offset and the pixel scale; "" when there is neither.
+    """
+    if "CTYPE1" in header and "CRVAL1" in header and len(section.amplifiers) == 1:
+        from astropy.wcs import WCS
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wcs = WCS(header)
+            if wcs.has_celestial:
+                amp = section.amplifiers[0]
+                if amp.data_section and amp.data_section.startswith("["):
+                    ys, xs = parse_fits_section(amp.data_section)
+                    wcs = wcs[ys, xs]
+                return str(wcs.to_header(relax=True).tostring())
+    if exposure.ra_deg is None or exposure.dec_deg is None:
+        return ""
+    return str(tan_header(exposure.ra_deg, exposure.dec_deg, section, camera.pixel_scale_arcsec, shape).tostring())
+
+
+def tan_header(ra_deg: float, dec_deg: float, section: Section, scale_arcsec: float,
+               shape: tuple[int, int]) -> fits.Header:
+    """Return a TAN header whose tangent point is the pointing."""
+    east, north = section.offset_arcsec
+    angle = math.radians(section.rotation_deg)
+    sign = -1.0 if section.east_left else 1.0
+    s = scale_arcsec / 3600.0
+    cd = np.array([[sign * s * math.cos(angle), s * math.sin(angle)],
+                   [-sign * s * math.sin(angle), s * math.cos(angle)]])
+    centre = np.array([(shape[1] + 1) / 2, (shape[0] + 1) / 2])
+    crpix = centre - np.linalg.solve(cd, np.array([east, north]) / 3600.0)
+    header = fits.Header()
+    for key, value in (("CTYPE1", "RA---TAN"), ("CTYPE2", "DEC--TAN"), ("CRVAL1", ra_deg), ("CRVAL2", dec_deg),
+                       ("CRPIX1", crpix[0]), ("CRPIX2", crpix[1]), ("CD1_1", cd[0, 0]), ("CD1_2", cd[0, 1]),
+                       ("CD2_1", cd[1, 0]), ("CD2_2", cd[1, 1]), ("CUNIT1", "deg"), ("CUNIT2", "deg"),
+                       ("RADESYS", "ICRS")):
+        header[key] = value
+    return header
