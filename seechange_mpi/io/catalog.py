@@ -101,7 +101,8 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
     ----------
     spec : mapping
         ``path`` (FITS, Parquet or ECSV), ``columns`` (our name -> column of the file; names other than ra, dec,
-        pmra, pmdec, ref_epoch are magnitudes), ``angle_unit`` (``deg`` or ``rad``, of ra and dec), ``ref_epoch`` [yr].
+        pmra, pmdec, ref_epoch are magnitudes), ``angle_unit`` (``deg`` or ``rad``, of ra and dec),
+        ``ref_epoch`` [yr].
     ra, dec : float
         Centre of the cone, ICRS [deg].
     radius_deg : float
@@ -126,8 +127,8 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
     scale = 180.0 / np.pi if unit == "rad" else 1.0
     all_ra, all_dec = _floats(column(chosen["ra"])) * scale, _floats(column(chosen["dec"])) * scale
     if all_dec.size and not np.nanmax(np.abs(all_dec)) <= 90.0 + 1e-9:
-        raise BadInput(path, f"declinations in column '{chosen['dec']}'", "within ±90 degrees (see catalog.angle_unit)",
-                       f"up to {np.nanmax(np.abs(all_dec)):.6g}")
+        raise BadInput(path, f"declinations in column '{chosen['dec']}'",
+                       "within ±90 degrees (see catalog.angle_unit)", f"up to {np.nanmax(np.abs(all_dec)):.6g}")
     keep = np.flatnonzero(_inside(all_ra, all_dec, ra, dec, radius_deg))
 
     def values(name: str, default: float) -> F64:
@@ -176,7 +177,8 @@ def _map_columns(path: Path, names: list[str], given: dict[str, str]) -> dict[st
             out[name] = found[0]
     for name in ("ra", "dec"):
         if name not in out:
-            raise BadInput(path, f"column for {name}", "one (map it in catalog.columns)", f"columns {', '.join(names)}")
+            raise BadInput(path, f"column for {name}", "one (map it in catalog.columns)",
+                           f"columns {', '.join(names)}")
     return out
 
 

@@ -18,7 +18,7 @@ class BackgroundParameters(Parameters):
     box_size: int = par(128, "size of a mesh box; larger than any galaxy, smaller than the sky's structure",
                         unit="pix", ge=16)
     filt_size: int = par(3, "median filter over the mesh", unit="boxes", ge=1)
-    detect_sigma: float = par(2.0, "significance of smoothed pixels that are left out as sources", unit="sigma", gt=0)
+    detect_sigma: float = par(2.0, "significance of smoothed pixels left out as sources", unit="sigma", gt=0)
     iterations: int = par(2, "rounds of finding sources and fitting again", ge=0)
 
 
@@ -43,7 +43,7 @@ class Backgrounder(Step[BackgroundParameters]):
         box = min(p.box_size, *image.shape)
         mesh, rms = fit_background(image.data, mask, box, p.filt_size, p.detect_sigma, p.iterations)
         if not (np.isfinite(rms).all() and (rms > 0).all()):
-            raise AlgorithmError("background", "the rms of the sky is not positive everywhere: constant or missing data",
+            raise AlgorithmError("background", "the rms of the sky is not positive: constant or missing data",
                                  {"least_rms": float(np.nanmin(rms)), "good_pixels": int((~mask).sum())})
         value = float(np.median(render_mesh(mesh, box, image.shape)))
         noise = float(np.median(render_mesh(rms, box, image.shape)))
