@@ -1,4 +1,4 @@
-"""Raw section to calibrated image: overscan, bias, gain matching, flat, bad pixels, saturation, cosmic rays, weight.
+"""Raw section to calibrated image: overscan, bias, gain matching, flat, bad pixels, saturation, cosmics, weight.
 
 A correction that is asked for and cannot be made is an error unless ``missing_calibration`` is ``skip``; only
 corrections really made are recorded in ``preproc_bitflag``.
@@ -82,9 +82,10 @@ class Preprocessor(Step[PreprocessingParameters]):
         """
         unknown = sorted(set(self.pars.steps_required) - set(STEPS))
         if unknown:
-            raise ConfigError(f"preprocessing.steps_required: unknown '{unknown[0]}'; there are: {', '.join(STEPS)}")
+            raise ConfigError(f"preprocessing.steps_required: unknown '{unknown[0]}'; "
+                              f"there are: {', '.join(STEPS)}")
         for amp in raw.amplifiers:
-            if not (np.isfinite(amp.gain) and amp.gain > 0 and np.isfinite(amp.read_noise_e) and amp.read_noise_e >= 0):
+            if not (np.isfinite([amp.gain, amp.read_noise_e]).all() and amp.gain > 0 and amp.read_noise_e >= 0):
                 raise BadInput(exposure.path, f"section {raw.section_id} amplifier {amp.name or '1'}",
                                "gain > 0 and read noise >= 0", f"gain {amp.gain}, read noise {amp.read_noise_e}")
         inputs: dict[str, str] = {}
@@ -115,7 +116,8 @@ class Preprocessor(Step[PreprocessingParameters]):
             if path is None or not os.path.isfile(path):
                 if self.pars.missing_calibration == "skip":
                     continue
-                raise BadInput(path or exposure.path, f"{kind} frame of section {raw.section_id}, filter {raw.filter}",
+                raise BadInput(path or exposure.path,
+                               f"{kind} frame of section {raw.section_id}, filter {raw.filter}",
                                "a FITS file (or leave the correction out of preprocessing.steps_required, or set "
                                "preprocessing.missing_calibration=skip)", "no such file")
             frames[kind] = read_calibration_frame(path, raw.shape, kind)
@@ -142,8 +144,8 @@ class Preprocessor(Step[PreprocessingParameters]):
                 if amp.overscan is None or amp.overscan.size == 0:
                     if self.pars.missing_calibration == "error":
                         raise BadInput(exposure.path, f"section {raw.section_id} amplifier {amp.name or '1'}",
-                                       "an overscan region (bias_section in the camera's YAML; or leave overscan out "
-                                       "of preprocessing.steps_required)", "none")
+                                       "an overscan region (bias_section in the camera's YAML; or leave overscan "
+                                       "out of preprocessing.steps_required)", "none")
                     overscan_done = False
                 else:
                     pedestal = overscan_level(amp, exposure.path)
@@ -201,7 +203,8 @@ class Preprocessor(Step[PreprocessingParameters]):
             hits = detect_cosmics(data - sky, variance, frame.flags != 0, sigma=self.pars.cosmic_sigma,
                                   contrast=self.pars.cosmic_contrast)
             frame.flags[hits] |= PixelFlag.COSMIC_RAY
-        weight = np.where((frame.flags == 0) & (variance > 0), 1.0 / np.maximum(variance, 1e-30), 0).astype(np.float32)
+        usable = (frame.flags == 0) & (variance > 0)
+        weight = np.where(usable, 1.0 / np.maximum(variance, 1e-30), 0).astype(np.float32)
         return Image(
             data=data, weight=weight, flags=frame.flags, gain=frame.gain, read_noise_e=frame.read_noise_e,
             saturation_adu=frame.saturation, section_id=raw.section_id, filter=raw.filter, mjd=exposure.mjd,
@@ -242,7 +245,8 @@ def read_calibration_frame(path: str, shape: tuple[int, int], kind: str) -> F32:
 
     try:
         with fits.open(path, memmap=False) as hdus:
-            data = next((h.data for h in hdus if getattr(h, "is_image", False) and h.header.get("NAXIS", 0) == 2), None)
+            images = (h for h in hdus if getattr(h, "is_image", False) and h.header.get("NAXIS", 0) == 2)
+            data = next((h.data for h in images), None)
     except (OSError, ValueError, TypeError) as err:
         raise BadInput(path, f"{kind} frame", "a readable FITS image", err) from None
     if data is None:
@@ -252,8 +256,8 @@ def read_calibration_frame(path: str, shape: tuple[int, int], kind: str) -> F32:
                        f"{data.shape[1]}×{data.shape[0]}")
     out = np.ascontiguousarray(data, dtype=np.float32)
     if np.isfinite(out).mean() < 0.1 or (kind == "flat" and not np.nanmedian(out) > 0):
-        raise BadInput(path, f"{kind} frame", "finite values" + (" with a positive median" if kind == "flat" else ""),
-                       f"{100 * np.isfinite(out).mean():.1f} % finite")
+        wanted = "finite values" + (" with a positive median" if kind == "flat" else "")
+        raise BadInput(path, f"{kind} frame", wanted, f"{100 * np.isfinite(out).mean():.1f} % finite")
     return out
 
 
@@ -280,7 +284,8 @@ def estimate_variance(
     if measured:
         base = np.maximum(render_mesh(mesh_rms, 128, shape), np.float32(1e-6)) ** 2
     else:
-        base = np.maximum(sky, 0) / (np.float32(gain) * response) + np.float32((read_noise_e / gain) ** 2) / response**2
+        base = (np.maximum(sky, 0) / (np.float32(gain) * response)
+                + np.float32((read_noise_e / gain) ** 2) / response**2)
     excess = np.where(mask, 0, data - sky).astype(np.float32)
     smooth = np.maximum(scipy.ndimage.gaussian_filter(excess, 1.5), 0)
     signal = np.where(excess > 5.0 * np.sqrt(base), excess, smooth)
