@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from astropy.io import fits
 
-from seechange_mpi.instruments.camera import Amplifier, Camera, HeaderRule, Hdu, Section, parse_fits_section
+from seechange_mpi.instruments.camera import Amplifier, Camera, Hdu, HeaderRule, Section, parse_fits_section
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.exposure import ExposureInfo, identifier_of
 from seechange_mpi.model.products import F32, RawAmplifier, RawSection
@@ -50,7 +50,8 @@ def read_overrides(path: str | Path, given: Mapping[str, Any] | None = None) -> 
     out.update(given or {})
     unknown = sorted(set(out) - set(OVERRIDES))
     if unknown:
-        raise BadInput(side if side.is_file() else path, "header values given", ", ".join(OVERRIDES), ", ".join(unknown))
+        source = side if side.is_file() else path
+        raise BadInput(source, "header values given", ", ".join(OVERRIDES), ", ".join(unknown))
     return out
 
 

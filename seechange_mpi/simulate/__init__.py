@@ -1,1 +1,1 @@
-
+"""An invented survey with known answers: raw exposures, calibration frames, catalogue, truth tables."""

@@ -1,0 +1,120 @@
+"""The invented detector: flat, bias, bad columns, readout into the camera's raw format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from astropy.io import fits
+
+from seechange_mpi.instruments.camera import Amplifier, Camera, Section, parse_fits_section
+from seechange_mpi.model.errors import ConfigError
+from seechange_mpi.simulate.parameters import SimulationParameters
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass
+class Detector:
+    """Fixed properties of one section.
+
+    Attributes
+    ----------
+    flat : (ny, nx), relative response;  bias : (ny, nx) [ADU], structure left after overscan subtraction.
+    bad : (ny, nx) bool, dead columns;  gains, read_noise : per amplifier.
+    """
+
+    section: Section
+    shape: tuple[int, int]
+    flat: F64
+    bias: F64
+    bad: npt.NDArray[np.bool_]
+    gains: list[float]
+    read_noise: list[float]
+    saturation: float
+
+    @property
+    def mean_gain(self) -> float:
+        """The common gain that preprocessing brings the amplifiers to [e-/ADU]."""
+        return float(np.mean(self.gains))
+
+
+def amplifier_slices(amp: Amplifier, camera: Camera) -> tuple[tuple[slice, slice], tuple[slice, slice] | None]:
+    """Literal data and overscan sections of an amplifier.
+
+    Raises
+    ------
+    ConfigError
+        The camera takes them from header keywords, so there is nothing to simulate from.
+    """
+    texts = (amp.data_section, amp.bias_section)
+    if texts[0] is None or any(t is not None and not t.startswith("[") for t in texts):
+        raise ConfigError(f"camera {camera.name}: the simulator needs literal data_section and bias_section "
+                          "such as [1:1024,1:2048]")
+    assert texts[0] is not None
+    return parse_fits_section(texts[0]), parse_fits_section(texts[1]) if texts[1] else None
+
+
+def section_shape(section: Section, camera: Camera) -> tuple[int, int]:
+    """Trimmed shape (ny, nx) of a section."""
+    ny = nx = 0
+    for amp in section.amplifiers:
+        (ys, xs), _ = amplifier_slices(amp, camera)
+        ny = max(ny, amp.y0 + ys.stop - ys.start)
+        nx = max(nx, amp.x0 + xs.stop - xs.start)
+    return ny, nx
+
+
+def make_detector(section: Section, camera: Camera, pars: SimulationParameters, extent: float,
+                  rng: np.random.Generator) -> Detector:
+    """Draw the fixed properties of a section."""
+    ny, nx = section_shape(section, camera)
+    y, x = np.mgrid[:ny, :nx]
+    scale = camera.pixel_scale_arcsec
+    east = section.offset_arcsec[0] - scale * (x - (nx - 1) / 2)
+    north = section.offset_arcsec[1] + scale * (y - (ny - 1) / 2)
+    flat = (1 - 0.08 * (east**2 + north**2) / extent**2) * (1 + 0.01 * rng.standard_normal((ny, nx)))
+    bias = (2.0 * np.sin(2 * np.pi * y / 97.0) + 1.5 * np.cos(2 * np.pi * x / 61.0)
+            + 0.5 * rng.standard_normal((ny, nx)))
+    bad = np.zeros((ny, nx), bool)
+    gains, noise = [], []
+    for amp in section.amplifiers:
+        (_, xs), _ = amplifier_slices(amp, camera)
+        gains.append(float(amp.gain) if isinstance(amp.gain, float) else float((camera.gain or 1.7)
+                     * rng.uniform(0.93, 1.07)))
+        noise.append(float(amp.read_noise) if isinstance(amp.read_noise, float) else float((camera.read_noise or 6.0)
+                     * rng.uniform(0.95, 1.05)))
+        width = xs.stop - xs.start
+        for column in rng.integers(5, width - 5, pars.bad_columns_per_amplifier):
+            top = int(rng.integers(ny // 4, ny))
+            bad[amp.y0: amp.y0 + top, amp.x0 + column] = True
+    return Detector(section, (ny, nx), flat, bias, bad, gains, noise, camera.saturation or 60000.0)
+
+
+def read_out(detector: Detector, electrons: F64, camera: Camera, pars: SimulationParameters, epoch: int,
+             rng: np.random.Generator) -> tuple[npt.NDArray[np.uint16], fits.Header]:
+    """Turn collected electrons into the raw frame of the section, overscan included."""
+    layout = [amplifier_slices(a, camera) for a in detector.section.amplifiers]
+    ny = max(max(d[0].stop, b[0].stop if b else 0) for d, b in layout)
+    nx = max(max(d[1].stop, b[1].stop if b else 0) for d, b in layout)
+    raw = np.zeros((ny, nx))
+    header = fits.Header()
+    for k, (amp, (data, over)) in enumerate(zip(detector.section.amplifiers, layout, strict=True)):
+        gain, noise = detector.gains[k], detector.read_noise[k]
+        rows, cols = data[0].stop - data[0].start, data[1].stop - data[1].start
+        level = pars.bias_level_adu + 15.0 * k + 5.0 * epoch
+        drift = level + 3.0 * np.sin(np.arange(rows) / 180.0 + epoch)
+        part = (slice(amp.y0, amp.y0 + rows), slice(amp.x0, amp.x0 + cols))
+        value = (electrons[part] + noise * rng.standard_normal((rows, cols))) / gain + detector.bias[part]
+        value[detector.bad[part]] = 5.0
+        value += drift[:, None]
+        raw[data] = np.flip(value, [a for a, f in ((0, amp.flip_y), (1, amp.flip_x)) if f])
+        if over is not None:
+            n_over = over[1].stop - over[1].start
+            bias = drift[:, None] + noise / gain * rng.standard_normal((rows, n_over))
+            raw[over] = np.flip(bias, 0) if amp.flip_y else bias
+        for keyword, number in ((amp.gain, gain), (amp.read_noise, noise)):
+            if isinstance(keyword, str):
+                header[keyword] = round(number, 5)
+    return np.clip(np.round(raw), 0, detector.saturation).astype(np.uint16), header
