@@ -304,6 +304,7 @@ class StoredSection:
     shape : (ny, nx) of the section.
     content_hash : str, sha256 (hex) over the science content, volatile attributes left out.
     path : str, file it was read from.
+    image_hash, sub_hash : str, sha256 over the products up to the zero point, and over those after it.
     """
 
     section_id: str
@@ -314,3 +315,5 @@ class StoredSection:
     shape: tuple[int, int]
     content_hash: str
     path: str
+    image_hash: str = ""
+    sub_hash: str = ""

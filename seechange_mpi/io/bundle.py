@@ -1,0 +1,223 @@
+"""Bundles: one file per exposure and provenance, tables inside, pixels by relative links to the shards.
+
+A bundle explains itself without the database, and the database can be rebuilt from it. It is written
+last, under a temporary name: where there is a bundle, its shards are whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from seechange_mpi import __version__
+from seechange_mpi.io.h5util import durable_h5, get_text, open_h5, publish, set_attrs
+from seechange_mpi.io.section_h5 import IMAGE_GROUPS, PIXEL_NAMES, SUB_GROUPS, content_hash, write_report
+from seechange_mpi.io.shard import FORMAT as SHARD_FORMAT
+from seechange_mpi.io.shard import read_group
+from seechange_mpi.model.errors import BadInput
+from seechange_mpi.model.exposure import ExposureInfo
+from seechange_mpi.model.products import StoredSection
+from seechange_mpi.model.provenance import ProvenanceRecord, canonical_json, provenance_id
+from seechange_mpi.model.task import SectionReport
+
+FORMAT = "seechange-mpi bundle"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BundleInfo:
+    """What a bundle says of itself, sections aside."""
+
+    path: Path
+    exposure: ExposureInfo
+    provenances: tuple[ProvenanceRecord, ...]
+    config: dict[str, Any]
+    section_ids: tuple[str, ...]
+    created: str
+    code_version: str
+
+
+def exposure_folder(root: str | Path, identifier: str) -> Path:
+    """Folder of an exposure's bundles and shards."""
+    return Path(root) / identifier
+
+
+def shard_folder(root: str | Path, identifier: str) -> Path:
+    """Folder of an exposure's shards."""
+    return exposure_folder(root, identifier) / "shards"
+
+
+def bundle_path(root: str | Path, identifier: str, provenance: str) -> Path:
+    """Path of a bundle: ``<root>/<exposure>/<exposure>_<prov6>.h5``."""
+    return exposure_folder(root, identifier) / f"{identifier}_{provenance[:6]}.h5"
+
+
+def write_bundle(
+    path: str | Path, exposure: ExposureInfo, provenances: Iterable[ProvenanceRecord], config: Mapping[str, Any],
+    shards: Sequence[str | Path], failures: Mapping[str, SectionReport] | None = None,
+) -> Path:
+    """Write the bundle of an exposure.
+
+    Parameters
+    ----------
+    shards : paths of the shards, one per section, durable already.
+    failures : reports of sections that could not write a shard.
+    config : resolved configuration, secrets removed.
+
+    Raises
+    ------
+    TransientError
+        The disk is full.
+    BadInput
+        A shard cannot be read.
+    """
+    path = Path(path)
+    with durable_h5(path.parent, path.stem) as (f, tmp):
+        f.attrs.update({"format": FORMAT, "version": VERSION, "exposure": exposure.identifier,
+                        "instrument": exposure.instrument, "mjd": exposure.mjd, "filter": exposure.filter,
+                        "code_version": __version__, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+        _write_provenances(f, provenances)
+        e = f.create_group("exposure")
+        set_attrs(e, {"info": json.dumps(asdict(exposure), sort_keys=True, default=str),
+                      "config": canonical_json(dict(config))})
+        sections = f.create_group("sections")
+        for shard in shards:
+            _copy_section(sections, Path(shard), path.parent)
+        for section_id, report in (failures or {}).items():
+            write_report(sections.create_group(section_id), report)
+    publish(tmp, path)
+    return path
+
+
+def _write_provenances(f: h5py.File, provenances: Iterable[ProvenanceRecord]) -> None:
+    rows = sorted(provenances, key=lambda r: r.id)
+    text = h5py.string_dtype()
+    dtype = [("id", text), ("process", text), ("code_version", text), ("parameters", text), ("upstream_ids", text)]
+    table = f.create_dataset("provenance", shape=(len(rows),), dtype=dtype)
+    for k, r in enumerate(rows):
+        table[k] = (r.id, r.process, r.code_version, canonical_json(dict(r.parameters)),
+                    json.dumps(list(r.upstream_ids)))
+
+
+def _copy_section(sections: h5py.Group, shard: Path, folder: Path) -> None:
+    """Copy tables and attributes; link pixels by a path relative to the bundle."""
+    relative = os.path.relpath(shard, folder)
+    with open_h5(shard) as src:
+        section_id = next(iter(src["sections"]))
+        g = src["sections"][section_id]
+        out = sections.create_group(section_id)
+        out.attrs.update(dict(g.attrs))
+        out.attrs["shard"] = relative
+        for name in g:
+            if name in PIXEL_NAMES:
+                continue
+            if isinstance(g[name], h5py.Group):
+                inner = out.create_group(name)
+                inner.attrs.update(dict(g[name].attrs))
+                for part in g[name]:
+                    if f"{name}/{part}" not in PIXEL_NAMES:
+                        g.copy(f"{name}/{part}", inner)
+            else:
+                g.copy(name, out)
+        for name in PIXEL_NAMES:
+            if name in g:
+                out[name] = h5py.ExternalLink(relative, f"/sections/{section_id}/{name}")
+        if "image" in g:
+            out.create_group("image_meta").attrs.update(dict(g["image"].attrs))
+
+
+def _check_format(f: h5py.File, path: str | Path, *formats: str) -> None:
+    if f.attrs.get("format") not in formats:
+        raise BadInput(path, "format", " or ".join(formats), f.attrs.get("format", "no format attribute"))
+
+
+def read_bundle(path: str | Path) -> BundleInfo:
+    """Read what a bundle says of itself.
+
+    Raises
+    ------
+    BadInput
+        It is missing, damaged or not a bundle.
+    """
+    with open_h5(path) as f:
+        _check_format(f, path, FORMAT)
+        rows = []
+        for r in f["provenance"][...]:
+            id_, process, version, parameters, upstream = (v.decode() if isinstance(v, bytes) else str(v) for v in r)
+            rows.append(ProvenanceRecord(id_, process, version, json.loads(parameters), tuple(json.loads(upstream))))
+        return BundleInfo(
+            Path(path), ExposureInfo(**json.loads(get_text(f["exposure"], "info"))), tuple(rows),
+            json.loads(get_text(f["exposure"], "config", "{}")), tuple(f["sections"]), str(f.attrs["created"]),
+            str(f.attrs["code_version"]))
+
+
+def read_section(path: str | Path, section_id: str, pixels: bool = False) -> StoredSection:
+    """Read a section of a bundle or of a shard.
+
+    Raises
+    ------
+    BadInput
+        The file or the section is missing or damaged, or (with `pixels`) a linked shard is gone.
+    """
+    with open_h5(path) as f:
+        _check_format(f, path, FORMAT, SHARD_FORMAT)
+        if section_id not in f["sections"]:
+            raise BadInput(path, "section", section_id, ", ".join(f["sections"]) or "no section")
+        return read_group(f["sections"][section_id], section_id, str(path), pixels=pixels)
+
+
+def validate_bundle(path: str | Path) -> list[str]:
+    """Return everything that is wrong with a bundle; empty = whole.
+
+    Reads every byte (checksums), follows every link, recomputes provenance ids and content hashes.
+    """
+    problems: list[str] = []
+    info = read_bundle(path)
+    for r in info.provenances:
+        if provenance_id(r.process, r.parameters, r.upstream_ids, r.code_version) != r.id:
+            problems.append(f"provenance {r.id} ({r.process}) is not the id of its parameters")
+    known = {r.id for r in info.provenances}
+    with open_h5(path) as f:
+        for section_id in info.section_ids:
+            g = f["sections"][section_id]
+            lost = set(json.loads(g.attrs.get("provenance_ids", "{}")).values()) - known
+            if lost:
+                problems.append(f"section {section_id}: provenances {', '.join(sorted(lost))} are not in the bundle")
+            if "shard" in g.attrs:
+                problems += _validate_shard(Path(path).parent / str(g.attrs["shard"]), g, section_id)
+    return problems
+
+
+def _validate_shard(shard: Path, g: h5py.Group, section_id: str) -> list[str]:
+    try:
+        with open_h5(shard) as src:
+            s = src["sections"][section_id]
+            names = tuple(s)
+            found = content_hash(s, IMAGE_GROUPS + SUB_GROUPS)
+    except BadInput as err:
+        return [f"section {section_id}: {err}"]
+    problems = [f"section {section_id}: {name} is missing" for name in names if name not in g]
+    if found != g.attrs["content_hash"]:
+        problems.append(f"section {section_id}: {shard.name} does not hold what the bundle describes")
+    return problems
+
+
+def pack_bundle(path: str | Path, out: str | Path) -> Path:
+    """Write a single file that holds the bundle with all pixels, for the archive."""
+    out = Path(out)
+    with open_h5(path) as f, durable_h5(out.parent, out.stem) as (packed, tmp):
+        _check_format(f, path, FORMAT)
+        for name in f:
+            f.copy(name, packed, expand_external=True)
+        packed.attrs.update(dict(f.attrs))
+        for section_id in packed["sections"]:
+            packed["sections"][section_id].attrs.pop("shard", None)
+    publish(tmp, out)
+    return out

@@ -1,0 +1,143 @@
+"""HDF5 habits: compression, checksums, tables with units, durable writing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from seechange_mpi.model.errors import BadInput, TransientError
+from seechange_mpi.model.tables import Column, dtype_of
+
+LIBVER = ("earliest", "v110")
+"""Readable by HDF5 1.10, which clusters still have."""
+_ZSTD = dict(hdf5plugin.Zstd(clevel=3))
+
+
+def write_plane(group: h5py.Group, name: str, data: np.ndarray, unit: str = "") -> None:
+    """Write an image plane or stack: chunked, shuffled, zstd, checksummed. Empty arrays are written plainly."""
+    if data.size == 0:
+        dataset = group.create_dataset(name, data=data)
+    else:
+        tile = [min(n, 256) for n in data.shape[-2:]]
+        chunks = tuple(([min(data.shape[0], 16)] if data.ndim == 3 else []) + tile)
+        dataset = group.create_dataset(name, data=data, chunks=chunks, shuffle=True, fletcher32=True, **_ZSTD)
+    if unit:
+        dataset.attrs["unit"] = unit
+
+
+def write_table(group: h5py.Group, name: str, table: np.ndarray, columns: tuple[Column, ...]) -> None:
+    """Write a compound table; units and meanings of its columns become attributes."""
+    if len(table):
+        dataset = group.create_dataset(name, data=table, chunks=(min(len(table), 4096),), shuffle=True,
+                                       fletcher32=True, **_ZSTD)
+    else:
+        dataset = group.create_dataset(name, shape=(0,), dtype=dtype_of(columns))
+    for c in columns:
+        if c.unit:
+            dataset.attrs[f"unit:{c.name}"] = c.unit
+        dataset.attrs[f"help:{c.name}"] = c.help
+
+
+def read_table(dataset: h5py.Dataset, columns: tuple[Column, ...], path: str) -> np.ndarray:
+    """Read a table written by `write_table`.
+
+    Raises
+    ------
+    BadInput
+        Its columns are not the expected ones.
+    """
+    expected = dtype_of(columns)
+    if dataset.dtype != expected:
+        raise BadInput(path, f"table {dataset.name}", f"columns {expected.names}", f"columns {dataset.dtype.names}")
+    return np.asarray(dataset[...])
+
+
+def set_attrs(group: h5py.Group | h5py.Dataset, values: dict[str, Any]) -> None:
+    """Set attributes; text longer than HDF5's attribute limit goes into a dataset of the same name."""
+    for key, value in values.items():
+        if isinstance(value, str) and len(value) > 30_000:
+            group.create_dataset(key, data=value)
+        else:
+            group.attrs[key] = value
+
+
+def get_text(group: h5py.Group, key: str, default: str = "") -> str:
+    """Return a text written by `set_attrs`."""
+    if key in group.attrs:
+        return str(group.attrs[key])
+    if key in group and isinstance(group[key], h5py.Dataset):
+        value = group[key][()]
+        return value.decode() if isinstance(value, bytes) else str(value)
+    return default
+
+
+@contextmanager
+def open_h5(path: str | Path) -> Iterator[h5py.File]:
+    """Open a file for reading.
+
+    Raises
+    ------
+    BadInput
+        It is missing, truncated, damaged or not HDF5; also when reading from it fails inside the block.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as f:
+            yield f
+    except FileNotFoundError:
+        raise BadInput(path, "HDF5 file", "a file", "no such file") from None
+    except (OSError, KeyError, RuntimeError) as err:
+        raise BadInput(path, "HDF5 file", "a whole file", f"missing or damaged content: {err}") from None
+
+
+@contextmanager
+def durable_h5(folder: Path, stem: str) -> Iterator[tuple[h5py.File, Path]]:
+    """Write an HDF5 file under a temporary name; the caller moves it into place with `publish`.
+
+    Raises
+    ------
+    TransientError
+        The disk is full: names the folder and the free bytes. The temporary file is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tmp = folder / f".{stem}.{os.getpid()}.tmp"
+    try:
+        with h5py.File(tmp, "w", libver=LIBVER, locking=False) as f:
+            yield f, tmp
+        _fsync(tmp)
+    except BaseException as err:
+        with suppress(OSError):
+            tmp.unlink()
+        if isinstance(err, OSError) and _is_full(err, folder):
+            free = shutil.disk_usage(folder).free
+            raise TransientError(f"{folder}: no space left while writing {stem}: {free / 1e6:.1f} MB free; "
+                                 "make room and run again, nothing finished is lost") from None
+        raise
+
+
+def _is_full(err: OSError, folder: Path) -> bool:
+    if err.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(err):
+        return True
+    return "write failed" in str(err).lower() and shutil.disk_usage(folder).free < 1 << 20
+
+
+def publish(tmp: Path, path: Path) -> None:
+    """Move a finished file to its name and make the move durable."""
+    tmp.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,204 @@
+"""The group ``/sections/<id>`` of shards and bundles: products to HDF5 and back, exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import h5py
+import numpy as np
+
+from seechange_mpi.io.h5util import get_text, read_table, set_attrs, write_plane, write_table
+from seechange_mpi.model.products import (
+    PSF,
+    Background,
+    Cutouts,
+    Detections,
+    Image,
+    Measurements,
+    Scores,
+    SectionProducts,
+    SourceList,
+    SubImage,
+    WorldCoordinates,
+    ZeroPoint,
+)
+from seechange_mpi.model.tables import DETECTIONS, MEASUREMENTS, SCORES, SOURCES
+from seechange_mpi.model.task import SectionReport, StepRecord
+
+PIXEL_NAMES: tuple[str, ...] = (
+    "image", "weight", "flags", "sub/image", "sub/weight", "sub/flags", "sub/score", "sub/flux", "sub/flux_err",
+    "sub/ref_image", "sub/ref_flags", "cutouts/new", "cutouts/ref", "cutouts/sub",
+)
+"""Datasets that stay in the shard; a bundle links to them."""
+IMAGE_GROUPS = ("image", "weight", "flags", "background", "psf", "sources", "wcs", "zeropoint")
+SUB_GROUPS = ("sub", "detections", "cutouts", "measurements", "scores")
+_EMPTY = np.zeros((0, 0), np.float32)
+
+
+def write_products(g: h5py.Group, p: SectionProducts) -> None:
+    """Write all products that exist into the section's group."""
+    if p.image is not None:
+        _write_image(g, p.image)
+    if p.background is not None:
+        b = g.create_group("background")
+        write_plane(b, "mesh", p.background.mesh, "ADU")
+        write_plane(b, "mesh_rms", p.background.mesh_rms, "ADU")
+        set_attrs(b, {"box_size": p.background.box_size, "shape": p.background.shape, "value": p.background.value,
+                      "noise": p.background.noise})
+    if p.psf is not None:
+        h = g.create_group("psf")
+        write_plane(h, "basis", p.psf.basis)
+        set_attrs(h, {k: getattr(p.psf, k) for k in PSF.__slots__ if k != "basis"})
+    if p.sources is not None:
+        write_table(g, "sources", p.sources.table, SOURCES)
+        g["sources"].attrs["aper_radii"] = p.sources.aper_radii
+    if p.wcs is not None:
+        set_attrs(g.create_group("wcs"), asdict(p.wcs))
+    if p.zp is not None:
+        set_attrs(g.create_group("zeropoint"), asdict(p.zp))
+    if p.sub is not None:
+        _write_sub(g.create_group("sub"), p.sub)
+    if p.detections is not None:
+        write_table(g, "detections", p.detections.table, DETECTIONS)
+    if p.cutouts is not None:
+        c = g.create_group("cutouts")
+        for name in ("new", "ref", "sub"):
+            write_plane(c, name, getattr(p.cutouts, name), "ADU")
+    if p.measurements is not None:
+        write_table(g, "measurements", p.measurements.table, MEASUREMENTS)
+    for s in p.scores:
+        write_table(g.require_group("scores"), s.algorithm, s.table, SCORES)
+        g["scores"][s.algorithm].attrs["info"] = json.dumps(s.info, sort_keys=True)
+
+
+def _write_image(g: h5py.Group, image: Image) -> None:
+    write_plane(g, "image", image.data, "ADU")
+    write_plane(g, "weight", image.weight, "ADU**-2")
+    write_plane(g, "flags", image.flags)
+    meta = {k: getattr(image, k) for k in Image.__slots__ if k not in ("data", "weight", "flags", "inputs")}
+    set_attrs(g["image"], meta | {"inputs": json.dumps(image.inputs, sort_keys=True)})
+
+
+def _write_sub(s: h5py.Group, sub: SubImage) -> None:
+    planes: dict[str, tuple[np.ndarray, str]] = {"image": (sub.data, "ADU"), "weight": (sub.weight, "ADU**-2"), "flags": (sub.flags, ""),
+              "score": (sub.score, "sigma"), "flux": (sub.flux, "ADU"), "flux_err": (sub.flux_err, "ADU"),
+              "ref_image": (sub.ref_data, "ADU"), "ref_flags": (sub.ref_flags, ""), "psf": (sub.psf, "")}
+    for name, (data, unit) in planes.items():
+        write_plane(s, name, data, unit)
+    set_attrs(s, {"zp": sub.zp, "method": sub.method, "metrics": json.dumps(sub.metrics, sort_keys=True)})
+
+
+def read_products(g: h5py.Group, path: str, *, pixels: bool) -> SectionProducts:
+    """Read the products of a section's group; without `pixels` large planes have shape (0, 0)."""
+    p = SectionProducts()
+    if "image" in g or "image_meta" in g:
+        p.image = _read_image(g, pixels)
+    if "background" in g:
+        b = g["background"]
+        a = b.attrs
+        p.background = Background(b["mesh"][...], b["mesh_rms"][...], int(a["box_size"]),
+                                  (int(a["shape"][0]), int(a["shape"][1])), float(a["value"]), float(a["noise"]))
+    if "psf" in g:
+        h, a = g["psf"], g["psf"].attrs
+        p.psf = PSF(h["basis"][...], int(a["degree"]), float(a["x0"]), float(a["y0"]), float(a["x_scale"]),
+                    float(a["y_scale"]), float(a["fwhm_pixels"]), int(a["n_stars"]), float(a["chi2"]))
+    if "sources" in g:
+        radii = tuple(float(r) for r in g["sources"].attrs["aper_radii"])
+        p.sources = SourceList(read_table(g["sources"], SOURCES, path), radii)
+    if "wcs" in g:
+        a = g["wcs"].attrs
+        p.wcs = WorldCoordinates(get_text(g["wcs"], "header"), str(a["method"]), int(a["n_matched"]),
+                                 float(a["rms_mas"]))
+    if "zeropoint" in g:
+        p.zp = _read_zero_point(g["zeropoint"].attrs)
+    if "sub" in g:
+        p.sub = _read_sub(g["sub"], pixels)
+    if "detections" in g:
+        p.detections = Detections(read_table(g["detections"], DETECTIONS, path))
+    if "cutouts" in g:
+        none = np.zeros((0, 0, 0), np.float32)
+        p.cutouts = Cutouts(*(g["cutouts"][n][...] if pixels else none for n in ("new", "ref", "sub")))
+    if "measurements" in g:
+        p.measurements = Measurements(read_table(g["measurements"], MEASUREMENTS, path))
+    for name in sorted(g["scores"]) if "scores" in g else ():
+        d = g["scores"][name]
+        p.scores.append(Scores(name, read_table(d, SCORES, path), json.loads(d.attrs["info"])))
+    return p
+
+
+def _read_image(g: h5py.Group, pixels: bool) -> Image:
+    # a bundle keeps the image's attributes in an empty group, so that a lost shard does not hide them
+    a = g["image_meta"].attrs if "image_meta" in g else g["image"].attrs
+    flags = np.zeros((0, 0), np.uint16)
+    return Image(
+        g["image"][...] if pixels else _EMPTY, g["weight"][...] if pixels else _EMPTY,
+        g["flags"][...] if pixels else flags, float(a["gain"]), float(a["read_noise_e"]), float(a["saturation_adu"]),
+        str(a["section_id"]), str(a["filter"]), float(a["mjd"]), float(a["exp_time_s"]), str(a["header_wcs"]),
+        int(a["preproc_bitflag"]), json.loads(a["inputs"]))
+
+
+def _read_zero_point(a: Any) -> ZeroPoint:
+    return ZeroPoint(float(a["zp"]), float(a["dzp"]), str(a["method"]), int(a["n_stars"]), float(a["scatter"]),
+                     float(a["colour_term"]), tuple(float(v) for v in a["aper_cor_radii"]),
+                     tuple(float(v) for v in a["aper_cors"]), float(a["lim_mag"]))
+
+
+def _read_sub(s: h5py.Group, pixels: bool) -> SubImage:
+    def plane(name: str) -> Any:
+        return s[name][...] if pixels else (np.zeros((0, 0), np.uint16) if "flags" in name else _EMPTY)
+
+    return SubImage(plane("image"), plane("weight"), plane("flags"), plane("score"), plane("flux"),
+                    plane("flux_err"), s["psf"][...], float(s.attrs["zp"]), plane("ref_image"), plane("ref_flags"),
+                    str(s.attrs["method"]), json.loads(s.attrs["metrics"]))
+
+
+def write_report(g: h5py.Group, report: SectionReport) -> None:
+    """Write the section's report."""
+    r = g.create_group("report")
+    plain = {k: v for k, v in asdict(report).items() if k not in ("steps", "warnings")}
+    set_attrs(r, plain | {"warnings": json.dumps(report.warnings),
+                          "steps": json.dumps([asdict(s) for s in report.steps])})
+
+
+def read_report(g: h5py.Group) -> SectionReport:
+    """Read the section's report."""
+    r = g["report"]
+    a = r.attrs
+    text = {k: get_text(r, k) for k in ("caveat", "completed_step", "error_step", "error_type", "error_message",
+                                        "error_traceback", "host", "start_time", "finish_time")}
+    return SectionReport(success=bool(a["success"]), warnings=json.loads(get_text(r, "warnings", "[]")),
+                         steps=[StepRecord(**s) for s in json.loads(get_text(r, "steps", "[]"))],
+                         rank=int(a["rank"]), **text)
+
+
+def content_hash(g: h5py.Group, names: Iterable[str]) -> str:
+    """Return sha256 (hex) over names, dtypes, shapes, bytes and attributes of the given members of a section.
+
+    The report and everything volatile lie elsewhere and do not enter.
+    """
+    digest = hashlib.sha256()
+
+    def feed(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        digest.update(f"\n{name}".encode())
+        if isinstance(item, h5py.Dataset):
+            data = item[()]
+            array = np.ascontiguousarray(data) if isinstance(data, np.ndarray) else np.asarray(str(data))
+            digest.update(f"{array.dtype.descr}{array.shape}".encode())
+            digest.update(array.tobytes() if array.dtype.kind != "U" else str(data).encode())
+        for key in sorted(item.attrs):
+            if not key.startswith(("unit:", "help:")):
+                value = item.attrs[key]
+                digest.update(f"@{key}={np.asarray(value).tolist()!r}".encode())
+
+    for name in names:
+        if name in g:
+            item = g[name]
+            feed(name, item)
+            if isinstance(item, h5py.Group):
+                for inner in sorted(item):
+                    feed(f"{name}/{inner}", item[inner])
+    return digest.hexdigest()

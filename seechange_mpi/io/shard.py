@@ -1,0 +1,128 @@
+"""Shards: everything one section produced, in one immutable file named by its content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from seechange_mpi.io.h5util import durable_h5, open_h5, publish
+from seechange_mpi.io.section_h5 import (
+    IMAGE_GROUPS,
+    SUB_GROUPS,
+    content_hash,
+    read_products,
+    read_report,
+    write_products,
+    write_report,
+)
+from seechange_mpi.model.errors import BadInput
+from seechange_mpi.model.exposure import ExposureInfo
+from seechange_mpi.model.products import SectionProducts, StoredSection
+from seechange_mpi.model.task import STEPS, SectionReport
+
+FORMAT = "seechange-mpi shard"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """What the attributes of a shard say.
+
+    Attributes
+    ----------
+    path : file;  section_id : str;  provenance_ids, inputs : dict.
+    completed_step : last step with durable products;  success : no failure;  caveat : as in the report.
+    """
+
+    path: Path
+    section_id: str
+    provenance_ids: dict[str, str]
+    inputs: dict[str, str]
+    completed_step: str
+    success: bool
+    caveat: str
+    content_hash: str
+
+
+@dataclass(slots=True)
+class ShardScan:
+    """Result of `scan_shards`: readable shards in the order of names, and what could not be read."""
+
+    shards: list[ShardInfo] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def write_shard(
+    shard_dir: str | Path, exposure: ExposureInfo, section_id: str, products: SectionProducts, report: SectionReport,
+    provenance_ids: Mapping[str, str], inputs: Mapping[str, str], shape: tuple[int, int],
+) -> Path:
+    """Write a shard under a temporary name, then rename it to ``<section>_<content hash>.h5``.
+
+    Raises
+    ------
+    TransientError
+        The disk is full.
+    """
+    folder = Path(shard_dir)
+    with durable_h5(folder, f"{section_id}") as (f, tmp):
+        f.attrs.update({"format": FORMAT, "version": VERSION, "exposure": exposure.identifier,
+                        "instrument": exposure.instrument})
+        g = f.create_group(f"sections/{section_id}")
+        write_products(g, products)
+        write_report(g, report)
+        image, sub = content_hash(g, IMAGE_GROUPS), content_hash(g, SUB_GROUPS)
+        total = content_hash(g, IMAGE_GROUPS + SUB_GROUPS)
+        g.attrs.update({"provenance_ids": json.dumps(dict(provenance_ids), sort_keys=True),
+                        "inputs": json.dumps(dict(inputs), sort_keys=True), "shape": shape,
+                        "content_hash": total, "image_hash": image, "sub_hash": sub})
+    path = folder / f"{section_id}_{total[:12]}.h5"
+    publish(tmp, path)
+    return path
+
+
+def read_group(g: object, section_id: str, path: str, *, pixels: bool) -> StoredSection:
+    """Read a section's group of a shard or bundle."""
+    import h5py
+
+    assert isinstance(g, h5py.Group)
+    a = g.attrs
+    return StoredSection(
+        section_id, read_products(g, path, pixels=pixels), read_report(g),
+        json.loads(a.get("provenance_ids", "{}")), json.loads(a.get("inputs", "{}")),
+        tuple(int(n) for n in a.get("shape", (0, 0))),  # type: ignore[arg-type]
+        str(a.get("content_hash", "")), path, str(a.get("image_hash", "")), str(a.get("sub_hash", "")))
+
+
+def read_shard(path: str | Path, pixels: bool = True) -> StoredSection:
+    """Read a shard.
+
+    Raises
+    ------
+    BadInput
+        It is missing, truncated or not a shard.
+    """
+    with open_h5(path) as f:
+        if f.attrs.get("format") != FORMAT:
+            raise BadInput(path, "format", FORMAT, f.attrs.get("format", "no format attribute"))
+        section_id = next(iter(f["sections"]))
+        return read_group(f["sections"][section_id], section_id, str(path), pixels=pixels)
+
+
+def scan_shards(shard_dir: str | Path) -> ShardScan:
+    """Read the attributes of all shards of an exposure; damaged ones are named, not raised."""
+    out = ShardScan()
+    for path in sorted(Path(shard_dir).glob("*.h5")):
+        try:
+            with open_h5(path) as f:
+                section_id = next(iter(f["sections"]))
+                g = f["sections"][section_id]
+                report = read_report(g)
+                out.shards.append(ShardInfo(
+                    path, section_id, json.loads(g.attrs["provenance_ids"]), json.loads(g.attrs["inputs"]),
+                    report.completed_step if report.completed_step in STEPS else "", report.success, report.caveat,
+                    str(g.attrs["content_hash"])))
+        except (BadInput, StopIteration) as err:
+            out.problems.append(f"{path}: {err or 'no section inside'}")
+    return out
