@@ -88,7 +88,7 @@ def isolated(x: F64, y: F64, flux: F64, radius: float, contrast: float = 0.05) -
 def on_locus(radius: F64, snr: F64, locus: StellarLocus) -> Mask:
     """Return True where the half-light radius is that of a star within the scatter and its own noise."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        tolerance = np.hypot(max(3 * locus.width, 0.08), 2.0 / np.maximum(snr, 1.0))
+        tolerance = np.hypot(max(3 * locus.width, 0.08), 4.0 / np.maximum(snr, 1.0))
         return np.asarray(np.abs(np.log(radius / locus.radius)) < tolerance) & (radius > MIN_RADIUS)
 
 
