@@ -84,9 +84,10 @@ def _write_image(g: h5py.Group, image: Image) -> None:
 
 
 def _write_sub(s: h5py.Group, sub: SubImage) -> None:
-    planes: dict[str, tuple[np.ndarray, str]] = {"image": (sub.data, "ADU"), "weight": (sub.weight, "ADU**-2"), "flags": (sub.flags, ""),
-              "score": (sub.score, "sigma"), "flux": (sub.flux, "ADU"), "flux_err": (sub.flux_err, "ADU"),
-              "ref_image": (sub.ref_data, "ADU"), "ref_flags": (sub.ref_flags, ""), "psf": (sub.psf, "")}
+    planes: dict[str, tuple[np.ndarray, str]] = {
+        "image": (sub.data, "ADU"), "weight": (sub.weight, "ADU**-2"), "flags": (sub.flags, ""),
+        "score": (sub.score, "sigma"), "flux": (sub.flux, "ADU"), "flux_err": (sub.flux_err, "ADU"),
+        "ref_image": (sub.ref_data, "ADU"), "ref_flags": (sub.ref_flags, ""), "psf": (sub.psf, "")}
     for name, (data, unit) in planes.items():
         write_plane(s, name, data, unit)
     set_attrs(s, {"zp": sub.zp, "method": sub.method, "metrics": json.dumps(sub.metrics, sort_keys=True)})

@@ -93,7 +93,7 @@ class Preprocessor(Step[PreprocessingParameters]):
         if raw.reduced:
             frame = self._assemble(raw, exposure, ())
             if raw.mask is not None:
-                frame.flags[raw.mask] |= PixelFlag.BAD_PIXEL
+                frame.flags[raw.mask] |= np.uint16(PixelFlag.BAD_PIXEL)
         else:
             steps = tuple(s for s in STEPS if s in self.pars.steps_required)
             frames = self._read_frames(steps, raw, exposure, calibration, inputs)
@@ -159,23 +159,23 @@ class Preprocessor(Step[PreprocessingParameters]):
         if bias is not None:
             applied |= Correction.ZERO
         flags = np.zeros(raw.shape, np.uint16)
-        flags[~np.isfinite(data)] |= PixelFlag.NO_DATA
+        flags[~np.isfinite(data)] |= np.uint16(PixelFlag.NO_DATA)
         if saturated.any():
             grown = scipy.ndimage.binary_dilation(saturated, structure=np.ones((3, 3), bool))
-            flags[grown] |= PixelFlag.SATURATED
+            flags[grown] |= np.uint16(PixelFlag.SATURATED)
         noise = float(np.sqrt(np.mean([a.read_noise_e**2 for a in raw.amplifiers])))
         return _Frame(data, flags, gain, noise, min(levels), applied)
 
     def _correct(self, frame: _Frame, frames: dict[str, F32]) -> F32 | None:
         """Flag bad pixels and divide by the flat; return the flat, 1 where it is unusable."""
         if "badpixels" in frames:
-            frame.flags[frames["badpixels"] != 0] |= PixelFlag.BAD_PIXEL
+            frame.flags[frames["badpixels"] != 0] |= np.uint16(PixelFlag.BAD_PIXEL)
         flat = frames.get("flat")
         if flat is None:
             return None
         level = float(np.median(flat[np.isfinite(flat)]))
         dead = ~(flat > 0.05 * level)
-        frame.flags[dead] |= PixelFlag.BAD_PIXEL
+        frame.flags[dead] |= np.uint16(PixelFlag.BAD_PIXEL)
         flat = np.where(dead, np.float32(level), flat).astype(np.float32)
         frame.data /= flat
         # an ADU of the flattened image is worth gain × flat electrons
@@ -187,7 +187,7 @@ class Preprocessor(Step[PreprocessingParameters]):
     def _finish(self, frame: _Frame, raw: RawSection, exposure: ExposureInfo, flat: F32 | None) -> Image:
         """Check, estimate the variance, find cosmic rays, clear unusable pixels."""
         where = f"section {raw.section_id}"
-        unusable = (frame.flags & _UNUSABLE) != 0
+        unusable = (frame.flags & np.uint16(_UNUSABLE)) != 0
         fraction = float(unusable.mean())
         if fraction > self.pars.max_bad_fraction:
             raise BadInput(exposure.path, where, f"at most {100 * self.pars.max_bad_fraction:g} % of the pixels "
@@ -197,12 +197,12 @@ class Preprocessor(Step[PreprocessingParameters]):
                                           measured=raw.reduced)
         if raw.weight is not None:
             given = np.isfinite(raw.weight) & (raw.weight > 0)
-            frame.flags[~given] |= PixelFlag.ZERO_WEIGHT
+            frame.flags[~given] |= np.uint16(PixelFlag.ZERO_WEIGHT)
             variance = np.where(given, 1.0 / np.where(given, raw.weight, 1), np.inf).astype(np.float32)
         if self.pars.cosmic_rays:
             hits = detect_cosmics(data - sky, variance, frame.flags != 0, sigma=self.pars.cosmic_sigma,
                                   contrast=self.pars.cosmic_contrast)
-            frame.flags[hits] |= PixelFlag.COSMIC_RAY
+            frame.flags[hits] |= np.uint16(PixelFlag.COSMIC_RAY)
         usable = (frame.flags == 0) & (variance > 0)
         weight = np.where(usable, 1.0 / np.maximum(variance, 1e-30), 0).astype(np.float32)
         return Image(

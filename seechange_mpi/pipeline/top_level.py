@@ -103,11 +103,11 @@ class Pipeline:
     def critical_parameters(self, process: str) -> dict[str, Any]:
         """Return the parameters of a process that enter its provenance, as the steps have them now."""
         if process == "extraction":
-            parts = zip(EXTRACTION_PARTS, (self.extractor, self.backgrounder, self.astrocalibrator,
-                                           self.photcalibrator), strict=True)
-            return {name: step.pars.critical() for name, step in parts}
-        steps = {"preprocessing": self.preprocessor, "subtraction": self.subtractor, "detection": self.detector,
-                 "cutting": self.cutter, "measuring": self.measurer, "scoring": self.scorer}
+            return {"sources": self.extractor.pars.critical(), "bg": self.backgrounder.pars.critical(),
+                    "wcs": self.astrocalibrator.pars.critical(), "zp": self.photcalibrator.pars.critical()}
+        steps: dict[str, Any] = {
+            "preprocessing": self.preprocessor, "subtraction": self.subtractor, "detection": self.detector,
+            "cutting": self.cutter, "measuring": self.measurer, "scoring": self.scorer}
         parameters: dict[str, Any] = steps[process].pars.critical()
         return parameters
 

@@ -109,7 +109,7 @@ def read_out(detector: Detector, electrons: F64, camera: Camera, pars: Simulatio
         value = (electrons[part] + noise * rng.standard_normal((rows, cols))) / gain + detector.bias[part]
         value[detector.bad[part]] = 5.0
         value += drift[:, None]
-        raw[data] = np.flip(value, [a for a, f in ((0, amp.flip_y), (1, amp.flip_x)) if f])
+        raw[data] = np.flip(value, tuple(a for a, f in ((0, amp.flip_y), (1, amp.flip_x)) if f))
         if over is not None:
             n_over = over[1].stop - over[1].start
             bias = drift[:, None] + noise / gain * rng.standard_normal((rows, n_over))

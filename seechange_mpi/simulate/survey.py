@@ -185,7 +185,7 @@ class _Survey:
         rng = np.random.default_rng([self.pars.seed, 3])
         calib = self.root / "calib"
         for d in self.detectors:
-            frames = {"bias": d.bias + 0.1 * rng.standard_normal(d.shape),
+            frames: dict[str, npt.NDArray[Any]] = {"bias": d.bias + 0.1 * rng.standard_normal(d.shape),
                       "flat": d.flat * (1 + 0.0005 * rng.standard_normal(d.shape)), "badpixels": d.bad.astype(np.uint8)}
             paths = self.camera.calibration_paths(d.section.id, self.filter_of(d), str(calib))
             for kind, path in paths.items():

@@ -1,0 +1,189 @@
+"""Measure detections: PSF and aperture fluxes, positions, shapes, and what tells artefacts from sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from seechange_mpi.config.parameters import Parameters, par
+from seechange_mpi.gpu_kernels.photometry import SKIPPED, aperture_photometry, moments, psf_photometry
+from seechange_mpi.gpu_kernels.psf_model import fwhm_of
+from seechange_mpi.gpu_kernels.stamps import cut_stamps
+from seechange_mpi.model.products import (
+    F64,
+    Cutouts,
+    Detections,
+    Measurements,
+    Reference,
+    SectionProducts,
+    SubImage,
+    Table,
+)
+from seechange_mpi.model.tables import MEASUREMENTS, empty_table
+from seechange_mpi.pipeline.step import Step
+from seechange_mpi.pipeline.wcs_tools import pixel_to_sky, sky_to_pixel
+
+_POGSON = 2.5 / np.log(10)
+
+
+class BadThresholds(Parameters):
+    """A measurement at or beyond any of these is marked bad (and kept for inspection)."""
+
+    section = "measuring.bad_thresholds"
+    psf_fit_flags_bitmask: int = par(0b11110, "fit flags that are bad: edge, not converged, skipped, moved away", ge=0)
+    nbadpix: int = par(3, "flagged pixels within one FWHM", unit="pix", ge=1)
+    detection_dist: float = par(1.5, "PSF-fit position from the detection", unit="pix", gt=0)
+    chi2_psf: float = par(3.0, "chi2 per degree of freedom of the PSF fit, beyond a model error of 3 %", gt=0)
+    width_ratio: float = par(2.0, "mean width over the PSF's, or its inverse, for S/N > 10", gt=1)
+    elongation: float = par(2.5, "major over minor width, for S/N > 10", gt=1)
+    negfrac: float = par(0.3, "pixels of opposite sign beyond 3 sigma over those of the detection's sign", gt=0)
+    negfluxfrac: float = par(0.3, "the same for their summed score", gt=0)
+    star_residual: float = par(0.025, "|flux| over that of the star it sits on (within 1 FWHM), at least", ge=0)
+
+
+class MeasuringParameters(Parameters):
+    """Parameters of `Measurer`."""
+
+    section = "measuring"
+    diag_box_halfsize: float = par(1.5, "half size of the box for artefact metrics", unit="FWHM", gt=0)
+    bad_thresholds: BadThresholds = par(BadThresholds(), "limits beyond which a measurement is marked bad")
+
+
+class Measurer(Step[MeasuringParameters]):
+    """Measure every detection of a section."""
+
+    process = "measuring"
+    parameters_class = MeasuringParameters
+
+    def run(self, new: SectionProducts, sub: SubImage, detections: Detections, cutouts: Cutouts,
+            reference: Reference) -> Measurements:
+        """Return one row per detection, in the same order; ``is_bad`` where a threshold is reached.
+
+        Fluxes are of the difference image, with its own PSF, in ADU of the new image (zero point ``sub.zp``).
+        """
+        assert new.sources is not None
+        assert new.wcs is not None
+        assert new.psf is not None
+        d = detections.table
+        table = empty_table(MEASUREMENTS, len(d))
+        if len(d) == 0:
+            return Measurements(table)
+        mask = (sub.flags != 0) | (sub.weight <= 0)
+        variance = np.where(mask, np.float32(1), 1 / np.where(mask, np.float32(1), sub.weight)).astype(np.float32)
+        fwhm = fwhm_of(sub.psf)
+        sign = np.sign(d["score"])
+        table["index_in_sources"] = np.arange(len(d))
+        table["center_x_pixel"], table["center_y_pixel"], table["score"] = d["peak_x"], d["peak_y"], d["score"]
+        table["is_negative"] = sign < 0
+        self._photometry(table, sub, variance, mask, d, new.sources.aper_radii, fwhm)
+        self._shapes(table, sub, mask, fwhm)
+        self._artefacts(table, sub, d, sign, fwhm)
+        table["ra"], table["dec"] = pixel_to_sky(new.wcs.header, table["x"], table["y"])
+        self._errors(table, new.wcs.header)
+        ratio = _on_star(table, new.sources.table, reference, new.wcs.header, new.psf.fwhm_pixels,
+                         sub.metrics.get("flux_ratio", 1.0))
+        self._judge(table, d, ratio, fwhm)
+        return Measurements(table)
+
+    def _photometry(self, table: Table, sub: SubImage, variance: npt.NDArray[np.float32],
+                    mask: npt.NDArray[np.bool_], d: Table, radii: tuple[float, ...], fwhm: float) -> None:
+        phot = psf_photometry(sub.data, variance, mask, d["x"], d["y"], sub.psf, radius=1.5 * fwhm)
+        lost = (phot.flags & SKIPPED) != 0
+        # too many masked pixels for a fit: the matched filter's flux at the peak stands in
+        table["flux_psf"] = np.where(lost, d["flux_psf"], phot.flux)
+        # the fit's own error and the matched filter's differ by noise beyond the fit disc: the larger is honest
+        table["flux_psf_err"] = np.where(lost, d["flux_psf_err"], np.maximum(phot.flux_err, d["flux_psf_err"]))
+        table["x"], table["y"] = np.where(lost, d["x"], phot.x), np.where(lost, d["y"], phot.y)
+        table["chi2_psf"], table["psf_fit_flags"] = phot.chi2, phot.flags
+        table["flux_apertures"], table["flux_apertures_err"], _ = aperture_photometry(
+            sub.data, variance, mask, table["x"], table["y"], radii)
+        table["aper_radii"] = radii
+        table["best_aperture"] = -1
+        with np.errstate(divide="ignore", invalid="ignore"):
+            flux = np.abs(table["flux_psf"])
+            table["mag"] = sub.zp - 2.5 * np.log10(flux)
+            table["mag_err"] = _POGSON * table["flux_psf_err"] / flux
+
+    def _shapes(self, table: Table, sub: SubImage, mask: npt.NDArray[np.bool_], fwhm: float) -> None:
+        m = moments(sub.data, mask, table["x"], table["y"], sigma=fwhm / 2.355 * 1.2)
+        table["gfit_x"], table["gfit_y"] = m.x, m.y
+        table["major_width"], table["minor_width"] = 2.355 * m.a, 2.355 * m.b
+        table["position_angle"] = m.theta
+
+    def _artefacts(self, table: Table, sub: SubImage, d: Table, sign: F64, fwhm: float) -> None:
+        """Flagged and opposite pixels around the detection, judged on the score, where noise has unit variance."""
+        half = max(3, round(self.pars.diag_box_halfsize * fwhm))
+        scores, _ = cut_stamps(sub.score, d["peak_x"], d["peak_y"], 2 * half + 1)
+        s = scores * sign[:, None, None]
+        up, down = s > 3, s < -3
+        table["negfrac"] = down.sum(axis=(1, 2)) / np.maximum(up.sum(axis=(1, 2)), 1)
+        table["negfluxfrac"] = -np.where(down, s, 0).sum(axis=(1, 2)) / np.maximum(
+            np.where(up, s, 0).sum(axis=(1, 2)), 1e-3)
+        inner = max(1, round(fwhm))
+        bad, _ = cut_stamps(sub.flags != 0, d["peak_x"], d["peak_y"], 2 * inner + 1, fill=True)
+        offset = np.arange(-inner, inner + 1)
+        disc = offset[:, None] ** 2 + offset[None, :] ** 2 <= inner**2
+        table["nbadpix"] = (bad & disc).sum(axis=(1, 2))
+
+    def _errors(self, table: Table, header: str) -> None:
+        """Position errors on the sky from the S/N: FWHM / (2.355 S/N) per axis (King 1983, PASP 95, 163)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            snr = np.abs(table["flux_psf"]) / table["flux_psf_err"]
+            sigma = np.clip(0.5 * (table["major_width"] + table["minor_width"]), 1.0, 20.0) / 2.355 / snr
+        ra, dec = pixel_to_sky(header, table["x"] + 1.0, table["y"])
+        scale = np.hypot((ra - table["ra"]) * np.cos(np.deg2rad(dec)), dec - table["dec"])
+        table["ra_err"] = table["dec_err"] = sigma * scale
+
+    def _judge(self, table: Table, d: Table, ratio: F64, fwhm: float) -> None:
+        t = self.pars.bad_thresholds
+        with np.errstate(divide="ignore", invalid="ignore"):
+            snr = np.abs(table["flux_psf"]) / table["flux_psf_err"]
+            width = 0.5 * (table["major_width"] + table["minor_width"]) / self._psf_width(fwhm)
+            elongation = table["major_width"] / table["minor_width"]
+            model_error = (0.03 * snr) ** 2
+        bright = snr > 10
+        moved = np.hypot(table["x"] - d["x"], table["y"] - d["y"])
+        tests = {
+            "fit": (table["psf_fit_flags"] & t.psf_fit_flags_bitmask) != 0,
+            "badpix": table["nbadpix"] >= t.nbadpix,
+            "moved": moved >= t.detection_dist,
+            "chi2": ~(table["chi2_psf"] < t.chi2_psf + model_error),
+            "width": bright & ((width >= t.width_ratio) | (width <= 1 / t.width_ratio)),
+            "elongation": bright & (elongation >= t.elongation),
+            "negfrac": table["negfrac"] >= t.negfrac,
+            "negflux": table["negfluxfrac"] >= t.negfluxfrac,
+            "star": ratio < t.star_residual,
+        }
+        table["is_bad"] = np.any(list(tests.values()), axis=0)
+        for k in range(len(table)):
+            table["bad_reasons"][k] = ",".join(name for name, hit in tests.items() if hit[k]).encode()
+
+    def _psf_width(self, fwhm: float) -> float:
+        return max(fwhm, 1.0)
+
+
+def _on_star(table: Table, new: Table, reference: Reference, header: str, fwhm: float, flux_ratio: float) -> F64:
+    """Return |flux| over the flux of the brightest source within one FWHM (inf: none); fills ``dist_to_star``.
+
+    Sources of the new image and of the reference count, the latter scaled to the new image.
+    """
+    rx, ry = sky_to_pixel(header, reference.sources.table["ra"], reference.sources.table["dec"])
+    ref_flux = reference.sources.table["flux_psf"] * flux_ratio
+    x, y = np.concatenate([new["x"], rx]), np.concatenate([new["y"], ry])
+    flux = np.concatenate([new["flux_psf"], ref_flux]).astype(float)
+    ok = np.isfinite(x) & np.isfinite(y) & np.isfinite(flux)
+    ratio = np.full(len(table), np.inf)
+    table["dist_to_star"] = np.inf
+    if not ok.any():
+        return ratio
+    tree = cKDTree(np.stack([x[ok], y[ok]], axis=1))
+    flux = flux[ok]
+    here = np.stack([table["x"], table["y"]], axis=1)
+    for k, found in enumerate(tree.query_ball_point(here, fwhm)):
+        if found:
+            ratio[k] = abs(float(table["flux_psf"][k])) / max(float(flux[found].max()), 1e-30)
+    bright = flux > 10 * np.median(np.abs(table["flux_psf"]))
+    if bright.any():
+        table["dist_to_star"] = cKDTree(tree.data[bright]).query(here)[0]
+    return ratio
