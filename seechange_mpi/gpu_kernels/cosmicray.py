@@ -1,13 +1,53 @@
-"""Cosmic rays in a single exposure: Laplacian edge detection (van Dokkum 2001, PASP 113, 1420)."""
+"""Cosmic rays in a single exposure: Laplacian edge detection (van Dokkum 2001, PASP 113, 1420).
+
+The medians of the method are taken only around pixels whose Laplacian stands out, a few per thousand.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.ndimage
+from numpy.lib.stride_tricks import sliding_window_view
 
 from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
 
-_LAPLACE = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], dtype=np.float32) / 4.0
+_CHUNK = 20_000
+
+
+def laplacian(data: np.ndarray) -> np.ndarray:
+    """Laplacian of the twice sub-sampled image, negative values cut, binned back (van Dokkum's eq. 8–10, times 2).
+
+    A quarter of pixel p touches one vertical neighbour v and one horizontal h: its Laplacian is (2p − v − h) / 4.
+    """
+    padded = np.pad(data, 1, mode="edge")
+    centre = 2 * data
+    out = np.zeros_like(data)
+    for v in (padded[:-2, 1:-1], padded[2:, 1:-1]):
+        for h in (padded[1:-1, :-2], padded[1:-1, 2:]):
+            out += np.maximum(centre - v - h, 0)
+    return np.asarray(out / 8, dtype=data.dtype)
+
+
+def _medians(image: np.ndarray, at: np.ndarray, size: int) -> np.ndarray:
+    """Median over size × size pixels around each position (k, 2) of (y, x); the image is mirrored at its edges."""
+    windows = sliding_window_view(np.pad(image, size // 2, mode="symmetric"), (size, size))
+    out = np.empty(len(at), image.dtype)
+    for first in range(0, len(at), _CHUNK):
+        part = at[first: first + _CHUNK]
+        out[first: first + _CHUNK] = np.median(windows[part[:, 0], part[:, 1]].reshape(len(part), -1), axis=1)
+    return out
+
+
+def _fine_structure(image: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Median over 3 × 3 pixels less the 7 × 7 median of such medians, at each position."""
+    windows = sliding_window_view(np.pad(image, 4, mode="symmetric"), (9, 9))
+    out = np.empty(len(at), image.dtype)
+    for first in range(0, len(at), _CHUNK // 10):
+        part = at[first: first + _CHUNK // 10]
+        patch = windows[part[:, 0], part[:, 1]]
+        m3 = np.median(sliding_window_view(patch, (3, 3), axis=(1, 2)).reshape(len(part), 7, 7, 9), axis=3)
+        out[first: first + _CHUNK // 10] = m3[:, 3, 3] - np.median(m3.reshape(len(part), -1), axis=1)
+    return out
 
 
 def detect_cosmics(
@@ -29,26 +69,30 @@ def detect_cosmics(
     grow : float
         Neighbours of a hit need only this fraction of `sigma`.
     """
-    d = np.where(asnumpy(mask), 0, asnumpy(data)).astype(np.float32)
-    noise = np.sqrt(np.maximum(asnumpy(variance), 1e-12)).astype(np.float32)
     bad = asnumpy(mask)
+    d = np.where(bad, 0, asnumpy(data)).astype(np.float32)
+    noise = np.sqrt(np.maximum(asnumpy(variance), 1e-12)).astype(np.float32)
     found = np.zeros(d.shape, bool)
+    square = np.ones((3, 3), bool)
     for _ in range(iterations):
-        big = np.repeat(np.repeat(d, 2, axis=0), 2, axis=1)
-        lap = np.maximum(scipy.ndimage.convolve(big, _LAPLACE, mode="nearest"), 0)
-        lap = lap.reshape(d.shape[0], 2, d.shape[1], 2).mean(axis=(1, 3)) * 2.0
-        s = lap / (2.0 * noise)
-        s = s - scipy.ndimage.median_filter(s, 5)
-        m3 = scipy.ndimage.median_filter(d, 3)
-        fine = np.maximum(m3 - scipy.ndimage.median_filter(m3, 7), 0.01 * noise) / noise
-        hit = (s > sigma) & (s / fine > contrast) & ~bad
-        near = scipy.ndimage.binary_dilation(hit, structure=np.ones((3, 3))) & ~bad
-        hit |= near & (s > sigma)
-        near = scipy.ndimage.binary_dilation(hit, structure=np.ones((3, 3))) & ~bad
-        hit |= near & (s > grow * sigma)
-        new = hit & ~found
-        if not new.any():
+        s = laplacian(d) / (2.0 * noise)
+        # the Laplacian is positive, so taking its local median away can only lower it
+        at = np.argwhere((s > grow * sigma) & ~bad)
+        significance = np.zeros_like(s)
+        significance[at[:, 0], at[:, 1]] = s[at[:, 0], at[:, 1]] - _medians(s, at, 5)
+        strong = at[significance[at[:, 0], at[:, 1]] > sigma]
+        fine = np.maximum(_fine_structure(d, strong) / noise[strong[:, 0], strong[:, 1]], 0.01)
+        sharp = strong[significance[strong[:, 0], strong[:, 1]] / fine > contrast]
+        hit = np.zeros_like(found)
+        hit[sharp[:, 0], sharp[:, 1]] = True
+        for least in (sigma, grow * sigma):
+            near = scipy.ndimage.binary_dilation(hit, structure=square) & ~bad
+            hit |= near & (significance > least)
+        if not (hit & ~found).any():
             break
         found |= hit
-        d = np.where(found, scipy.ndimage.median_filter(np.where(found, m3, d), 5), d)
+        at = np.argwhere(found)
+        filled = d.copy()
+        filled[found] = _medians(d, at, 3)
+        d[found] = _medians(filled, at, 5)
     return get_xp(data).asarray(found)
