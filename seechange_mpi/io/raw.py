@@ -56,30 +56,32 @@ def read_overrides(path: str | Path, given: Mapping[str, Any] | None = None) -> 
 
 
 def open_fits(path: str | Path) -> fits.HDUList:
-    """Open a FITS file; truncation is noticed here, not in the middle of the pixels.
+    """Open a FITS file. A truncated file opens; its incomplete HDUs are refused when they are read.
 
     Raises
     ------
     BadInput
-        The file is missing, is not FITS, or ends too early.
+        The file is missing or is not FITS.
     """
     if not os.path.isfile(path):
         raise BadInput(path, "exposure", "a FITS file", "no such file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            hdus = fits.open(path, memmap=False, lazy_load_hdus=False)
-    except (OSError, ValueError, TypeError) as err:
+            return fits.open(path, memmap=False, lazy_load_hdus=False)
+    except (OSError, ValueError, TypeError, EOFError) as err:
         raise BadInput(path, "exposure", "a FITS file", f"unreadable: {err}") from None
-    size = os.path.getsize(path)
-    if not str(path).endswith((".gz", ".bz2")):
-        last = hdus[-1].fileinfo()
-        needed = last["datLoc"] + last["datSpan"]
-        if size < needed:
-            hdus.close()
-            raise BadInput(path, "file size", f"{needed} bytes as its headers declare",
-                           f"{size} bytes: the file is truncated")
-    return hdus
+
+
+def _check_whole(hdu: Any, path: str, what: str) -> None:
+    """Refuse an HDU whose pixels reach beyond the end of the file."""
+    place = hdu.fileinfo()
+    if place is None or path.endswith((".gz", ".bz2")):
+        return
+    needed, size = place["datLoc"] + place["datSpan"], os.path.getsize(path)
+    if size < needed:
+        raise BadInput(path, what, f"a file of at least {needed} bytes, as its header declares",
+                       f"{size} bytes: the file is truncated")
 
 
 def _convert(rule: HeaderRule, value: Any) -> Any:
@@ -212,6 +214,7 @@ def _read_amplifier(
 ) -> RawAmplifier:
     path, what = exposure.path, f"section {section.id}" + (f" amplifier {amp.name}" if amp.name else "")
     hdu = _get_hdu(hdus, amp.hdu if amp.hdu is not None else section.hdu, path, what)
+    _check_whole(hdu, path, what)
     try:
         pixels = hdu.data
     except (OSError, ValueError, TypeError) as err:
@@ -320,3 +323,33 @@ def tan_header(ra_deg: float, dec_deg: float, section: Section, scale_arcsec: fl
                        ("RADESYS", "ICRS")):
         header[key] = value
     return header
+
+
+def section_footprints(exposure: ExposureInfo, camera: Camera) -> dict[str, list[tuple[float, float]]]:
+    """Return section id -> approximate corners (ra, dec) [deg]; sections without a position are left out.
+
+    Raises
+    ------
+    BadInput
+        The file is unreadable.
+    """
+    from astropy.wcs import WCS
+
+    out: dict[str, list[tuple[float, float]]] = {}
+    with open_fits(exposure.path) as hdus:
+        for section_id in camera.section_ids:
+            section = camera.section(section_id)
+            first = section.amplifiers[0]
+            try:
+                hdu = _get_hdu(hdus, first.hdu if first.hdu is not None else section.hdu, exposure.path, section_id)
+            except BadInput:
+                continue
+            size = section.size or (int(hdu.header.get("NAXIS1", 0)), int(hdu.header.get("NAXIS2", 0)))
+            text = section_wcs(hdu.header, section, camera, exposure, (size[1], size[0]))
+            if not text or 0 in size:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                corners = WCS(fits.Header.fromstring(text)).calc_footprint(axes=size)
+            out[section_id] = [(float(ra) % 360.0, float(dec)) for ra, dec in corners]
+    return out

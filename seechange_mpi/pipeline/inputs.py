@@ -45,7 +45,8 @@ def identify(
 
     With ``relative_zero_point`` the zero point, too, depends on the reference (or on there being none).
     """
-    out = {f"calibration.{kind}": file_identity(path) for kind, path in sorted(calibration.items())}
+    out = {f"calibration.{kind}": file_identity(path) if os.path.isfile(path) else "missing"
+           for kind, path in sorted(calibration.items())}
     if catalog and catalog.get("path"):
         out["catalog"] = file_identity(catalog["path"])
     if reference is not None:

@@ -31,7 +31,7 @@ _PARTS_OF_STEP: dict[str, tuple[str, ...]] = {
 """Attributes of `SectionProducts` that a step makes."""
 
 
-def run_section(task: SectionTask, pipeline: Pipeline | None = None) -> Outcome:
+def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int = 0) -> Outcome:
     """Process one section and return how it went.
 
     Every failure of a step ends in the report; the products made before it are stored all the same.
@@ -41,8 +41,10 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None) -> Outcome:
     task : SectionTask
     pipeline : Pipeline, optional
         Default: built from ``task.settings``.
+    rank : int
+        Rank of this process, for the report.
     """
-    report = SectionReport(host=socket.gethostname(), start_time=_now())
+    report = SectionReport(rank=rank, host=socket.gethostname(), start_time=_now())
     runner: _SectionRun | None = None
     is_bug = False
     started = time.perf_counter()

@@ -108,8 +108,8 @@ def _special(pars: SimulationParameters, camera: Camera, centre: tuple[float, fl
     mx, my = place(k)
     speed, angle = rng.uniform(2.0, 8.0, k), rng.uniform(0, 2 * np.pi, k)
     return [
-        {"kind": "transient", "xi": xi, "eta": eta, "g_mag": rng.uniform(pars.transient_mag[0], pars.transient_mag[1], n),
-         "colour": rng.uniform(0.6, 1.2, n)},
+        {"kind": "transient", "xi": xi, "eta": eta,
+         "g_mag": rng.uniform(pars.transient_mag[0], pars.transient_mag[1], n), "colour": rng.uniform(0.6, 1.2, n)},
         {"kind": "variable", "xi": vx, "eta": vy, "g_mag": rng.uniform(18.5, 20.3, m),
          "colour": rng.uniform(0.6, 1.5, m), "boost": rng.uniform(0.5, 1.5, m)},
         {"kind": "mover", "xi": mx, "eta": my, "g_mag": rng.uniform(18.8, 20.5, k),

@@ -1,0 +1,123 @@
+"""Start the MPI processes for a user who has never typed mpiexec.
+
+``python -m seechange_mpi.mpi.launcher --print-environment`` prints the shell lines that a hand-typed mpiexec of the
+packaged Open MPI needs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+
+from seechange_mpi.model.errors import ConfigError, ExitCode
+
+EXIT_FILE = "SEECHANGE_EXIT_FILE"
+"""Variable naming the file where rank 0 leaves its exit code for the launcher."""
+
+
+def find_mpiexec(configured: str | None = None) -> str:
+    """Return the launcher: the configured one, the one beside this Python, or the one on PATH.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    if configured:
+        found = shutil.which(os.path.expanduser(configured))
+        if found is None:
+            raise ConfigError(f"run.mpiexec: {configured} cannot be executed")
+        return found
+    beside = Path(sys.executable).with_name("mpiexec")
+    if os.access(beside, os.X_OK):
+        return str(beside)
+    found = shutil.which("mpiexec")
+    if found is None:
+        raise ConfigError("no mpiexec beside this Python nor on PATH: pip install 'seechange-mpi[local]', or install "
+                          "an MPI, or run without -n")
+    return found
+
+
+@lru_cache(maxsize=4)
+def mpi_kind(mpiexec: str) -> str:
+    """Return ``openmpi5``, ``openmpi4`` or ``other``."""
+    try:
+        text = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "other"
+    if "Open MPI" not in text and "PRRTE" not in text and "OpenRTE" not in text:
+        return "other"
+    old = any(f"{word} {v}." in text for word in ("(Open MPI)", "OpenRTE)") for v in "1234")
+    return "openmpi4" if old else "openmpi5"
+
+
+def launch_environment(kind: str) -> dict[str, str]:
+    """Return the variables that let Open MPI run as root, oversubscribed and quickly on one host.
+
+    Values that the user has set win.
+    """
+    env = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if kind.startswith("openmpi"):
+        env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if kind == "openmpi5":
+        env |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+                "PRTE_MCA_hwloc_default_binding_policy": "none",
+                "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm"}
+    elif kind == "openmpi4":
+        env |= {"OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"}
+    return {k: v for k, v in env.items() if k not in os.environ}
+
+
+def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
+    """Run ``seechange-mpi ARGS`` in `ranks` MPI processes and return the run's exit code.
+
+    Signals INT, TERM and USR1 are passed on. If mpiexec ends abnormally, a rank was lost: exit code 1.
+    """
+    program = find_mpiexec(mpiexec)
+    kind = mpi_kind(program)
+    with tempfile.TemporaryDirectory(prefix="seechange-") as folder:
+        exit_file = Path(folder) / "exit_code"
+        env = os.environ | launch_environment(kind) | {EXIT_FILE: str(exit_file)}
+        command = [program, "-n", str(ranks), sys.executable, "-m", "seechange_mpi.cli.main", *args]
+        child = subprocess.Popen(command, env=env)
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            child.send_signal(number)
+
+        previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            status = child.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if status == 0 and exit_file.is_file():
+            return int(exit_file.read_text())
+    sys.stderr.write(f"error: the MPI run ended abnormally (mpiexec returned {status}): a process was lost. "
+                     "What was durable is kept; run the same command again to finish the rest.\n")
+    return int(ExitCode.BUG)
+
+
+def leave(code: int) -> int:
+    """Tell the launcher, if there is one, this run's exit code; return the process's own."""
+    path = os.environ.get(EXIT_FILE)
+    if path is None:
+        return code
+    Path(path).write_text(str(code))
+    return 0
+
+
+def main() -> None:
+    """Print the environment of a hand-typed mpiexec as shell lines."""
+    for key, value in launch_environment(mpi_kind(find_mpiexec())).items():
+        sys.stdout.write(f"export {key}={value}\n")
+
+
+if __name__ == "__main__":
+    main()

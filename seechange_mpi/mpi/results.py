@@ -1,0 +1,70 @@
+"""How exposures and the whole run went, and the exit code that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from seechange_mpi.model.errors import ExitCode
+from seechange_mpi.model.task import Outcome
+
+
+@dataclass(slots=True)
+class ExposureResult:
+    """One exposure of a run.
+
+    Attributes
+    ----------
+    state : ``done``, ``nothing_to_do``, ``partial`` (stopped early on request), ``sections_failed``, ``failed``,
+        ``uncommitted`` or ``given_back``.
+    outcomes : by section, of what was processed now;  reused : sections that were complete already.
+    message : why it failed, in one line.
+    """
+
+    identifier: str
+    state: str
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
+    bundle: Path | None = None
+    html: Path | None = None
+    message: str = ""
+    is_bug: bool = False
+    new_objects: dict[str, int] = field(default_factory=dict)
+    objects: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def failed_sections(self) -> list[str]:
+        """Sections that failed."""
+        return [k for k, o in self.outcomes.items() if o.status == "failed"]
+
+
+def exit_code(results: Iterable[ExposureResult]) -> ExitCode:
+    """Return the first that applies of 1, 4, 3, 5, else 0."""
+    results = list(results)
+    if any(r.is_bug or any(o.is_bug for o in r.outcomes.values()) for r in results):
+        return ExitCode.BUG
+    if any(r.state in ("failed", "uncommitted") for r in results):
+        return ExitCode.EXPOSURE_FAILED
+    if any(r.state == "sections_failed" or r.failed_sections for r in results):
+        return ExitCode.SECTIONS_FAILED
+    if any(r.state == "given_back" for r in results):
+        return ExitCode.DRAINED
+    return ExitCode.OK
+
+
+def causes(results: Iterable[ExposureResult]) -> list[str]:
+    """Return one line per thing that went wrong."""
+    lines = []
+    for r in results:
+        if r.message:
+            lines.append(f"{r.identifier}: {r.message}")
+        for section, o in r.outcomes.items():
+            if o.status == "failed":
+                kind = " (a bug: please report it with the traceback below)" if o.is_bug else ""
+                lines.append(f"{r.identifier} {section}: {o.report.error_step}: {o.report.error_type}: "
+                             f"{o.report.error_message}{kind}")
+                if o.is_bug:
+                    lines += [f"    {t}" for t in o.report.error_traceback.strip().splitlines()[-6:]]
+    return lines

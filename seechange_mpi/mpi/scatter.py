@@ -1,0 +1,65 @@
+"""Hand sections to workers and gather their outcomes: one pull loop for any number of ranks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from seechange_mpi.model.task import Outcome, SectionTask
+from seechange_mpi.mpi.comm import OUTCOME, STOP, WORK, Communicator
+from seechange_mpi.mpi.worker import SectionRunner, process, safely
+
+
+def scatter_sections(
+    comm: Communicator, tasks: Iterable[SectionTask], *, runner: SectionRunner = process,
+    on_start: Callable[[SectionTask, int], None] | None = None, tick: Callable[[], None] | None = None,
+) -> Iterator[Outcome]:
+    """Process sections on the workers (inline with one process); yield outcomes as they arrive.
+
+    Every idle worker is sent the next section; more workers than sections leave the rest idle. Only
+    point-to-point messages are used.
+
+    Parameters
+    ----------
+    on_start : told when a section is handed to a rank.
+    tick : called about once a second while waiting; may raise to stop.
+    """
+    waiting = deque(tasks)
+    say = on_start or (lambda _task, _rank: None)
+    if comm.size == 1:
+        while waiting:
+            task = waiting.popleft()
+            say(task, 0)
+            if tick is not None:
+                tick()
+            yield safely(runner, task, 0)
+        return
+    idle = deque(range(1, comm.size))
+    busy = 0
+    while waiting or busy:
+        while waiting and idle:
+            rank, task = idle.popleft(), waiting.popleft()
+            say(task, rank)
+            comm.send(task, dest=rank, tag=WORK)
+            busy += 1
+        message = comm.receive(timeout_s=1.0)
+        if message is None:
+            if tick is not None:
+                tick()
+            continue
+        if message.tag == OUTCOME:
+            busy -= 1
+            idle.append(message.source)
+            yield message.body
+
+
+def gather_outcomes(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:
+    """Collect outcomes by section id, in the order of ids."""
+    found = {o.section_id: o for o in outcomes}
+    return {k: found[k] for k in sorted(found)}
+
+
+def stop_workers(comm: Communicator) -> None:
+    """Send every worker home."""
+    for rank in range(1, comm.size):
+        comm.send(None, dest=rank, tag=STOP)
