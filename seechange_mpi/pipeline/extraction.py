@@ -93,7 +93,10 @@ class Detector(Step[Any]):
         if self.pars.subtraction:
             raise ConfigError("this Detector works on difference images; build it with Detector()")
         work = _Work(self.pars, image, background)
-        objects = find_sources(work.data, work.rms, work.search_mask, 0.75 * self.pars.threshold, self.pars.min_area)
+        # sep's own 3 × 3 filter for the bright ones, which tell the seeing; then a filter that fits it
+        objects = find_sources(work.data, work.rms, work.search_mask, 3.0 * self.pars.threshold, self.pars.min_area)
+        objects = find_sources(work.data, work.rms, work.search_mask, 0.75 * self.pars.threshold, self.pars.min_area,
+                               seeing_kernel(work.seeing(objects)))
         if len(objects) < self.pars.min_psf_stars:
             raise AlgorithmError("extraction", "too few sources", {
                 "sources": len(objects), "required": self.pars.min_psf_stars, "noise": background.noise})
@@ -103,14 +106,17 @@ class Detector(Step[Any]):
 
 
 def find_sources(
-    data: F32, rms: F32, mask: npt.NDArray[np.bool_], threshold: float, min_area: int
+    data: F32, rms: F32, mask: npt.NDArray[np.bool_], threshold: float, min_area: int, kernel: F32 | None = None
 ) -> npt.NDArray[np.void]:
-    """Find sources with sep; its limits are raised where an image needs more.
+    """Find sources with sep, matched filter; its limits are raised where an image needs more.
+
+    Its cleaning is off: with a matched filter it mixes units and removes half of the faint sources.
 
     Parameters
     ----------
     data : (ny, nx) float32 [ADU], background-subtracted;  rms : (ny, nx) float32 [ADU], of the sky.
     mask : (ny, nx) bool, True = bad;  threshold : of a filtered pixel [sigma].
+    kernel : (k, k) float32, odd; default: sep's 3 × 3 pyramid.
 
     Raises
     ------
@@ -120,12 +126,14 @@ def find_sources(
     import sep
 
     size, objects = max(300_000, data.size // 10), 4096
+    extra = {} if kernel is None else {"filter_kernel": kernel}
     while True:
         sep.set_extract_pixstack(size)
         sep.set_sub_object_limit(objects)
         try:
             found: npt.NDArray[np.void] = sep.extract(
-                np.ascontiguousarray(data), threshold, err=np.ascontiguousarray(rms), mask=mask, minarea=min_area)
+                np.ascontiguousarray(data), threshold, err=np.ascontiguousarray(rms), mask=mask, minarea=min_area,
+                clean=False, **extra)
             return found
         except Exception as err:  # noqa: BLE001 - sep raises plain Exception
             message = str(err)
@@ -135,6 +143,14 @@ def find_sources(
                 objects *= 8
             else:
                 raise AlgorithmError("extraction", f"sep: {message}", {"pixels": data.size}) from None
+
+
+def seeing_kernel(fwhm: float) -> F32:
+    """Return a Gaussian filter somewhat narrower than the seeing, which detects nearly as well and deblends better."""
+    sigma = 0.8 * float(np.clip(fwhm, 1.5, 12.0)) / 2.3548
+    half = max(1, int(np.ceil(2.0 * sigma)))
+    u = np.arange(-half, half + 1)
+    return np.asarray(np.exp(-0.5 * (u[:, None] ** 2 + u[None, :] ** 2) / sigma**2), dtype=np.float32)
 
 
 class _Work:
@@ -150,6 +166,14 @@ class _Work:
         # the pixel's own noise is kept out of its variance: it would bias every weighted flux low
         smooth = np.maximum(scipy.ndimage.gaussian_filter(self.data, 1.2), 0)
         self.variance: F32 = (self.rms**2 + smooth / np.float32(image.gain)).astype(np.float32)
+
+    def seeing(self, objects: npt.NDArray[np.void]) -> float:
+        """FWHM guessed from the stellar locus of bright sources; 2.5 where they are too few [pix]."""
+        if len(objects) < 3:
+            return 2.5
+        self.measure_shapes(objects)
+        locus = find_stellar_locus(self.radius, self.snr, (self.flags == 0) & (self.pixel_flags == 0))
+        return 2.0 * locus.radius if locus is not None else 2.5
 
     def measure_shapes(self, objects: npt.NDArray[np.void]) -> None:
         """Half-light radii, windowed centroids, flags."""

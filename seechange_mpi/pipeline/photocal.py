@@ -224,14 +224,15 @@ def aperture_corrections(table: Table, stars: Mask) -> tuple[float, ...]:
     Added to an aperture magnitude it gives the PSF magnitude, which the zero point is made for.
     """
     out: list[float] = []
-    flux, err = table["flux_psf"].astype(float), table["flux_psf_err"].astype(float)
+    flux = table["flux_psf"].astype(float)
     for k in range(table["flux_apertures"].shape[1]):
         aper = table["flux_apertures"][:, k].astype(float)
-        aper_err = table["flux_apertures_err"][:, k].astype(float)
-        good = stars & (aper > 5 * aper_err) & (flux > 5 * err)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            snr = np.where(stars & (aper > 0), aper / table["flux_apertures_err"][:, k], 0.0)
+        # neighbours and the sky's error weigh on faint stars in wide apertures: the 20 best, or all that are good
+        good = snr >= max(5.0, min(50.0, float(np.sort(snr)[-20:][0]) if len(snr) else 5.0))
         if good.sum() < 3:
             out.append(float("nan"))
             continue
-        ratio = -2.5 * np.log10(flux[good] / aper[good])
-        out.append(robust_mean(ratio, (_MAG * aper_err[good] / aper[good]) ** 2, 0.005).zp)
+        out.append(robust_mean(-2.5 * np.log10(flux[good] / aper[good]), (_MAG / snr[good]) ** 2, 0.005).zp)
     return tuple(out)

@@ -24,22 +24,23 @@ class StellarLocus:
     n: int
 
 
-def half_sample_mode(values: F64) -> float:
-    """Mode of sorted or unsorted values by repeatedly keeping the densest half (Bickel & Frühwirth 2006)."""
+def _sharpest_peak(values: F64, half_width: float = 0.06) -> float:
+    """Value whose neighbourhood holds the most significant excess over the places beside it."""
     v = np.sort(values)
-    while len(v) > 3:
-        n = (len(v) + 1) // 2
-        widths = v[n - 1:] - v[: len(v) - n + 1]
-        first = int(np.argmin(widths))
-        v = v[first: first + n]
-    return float(np.median(v))
+
+    def count(reach: float) -> F64:
+        return (np.searchsorted(v, v + reach, side="right") - np.searchsorted(v, v - reach)).astype(float)
+
+    inner, outer = count(half_width), count(3 * half_width)
+    beside = (outer - inner) / 2.0
+    return float(v[int(np.argmax((inner - beside) / np.sqrt(beside + 1.0)))])
 
 
 def find_stellar_locus(radius: F64, snr: F64, good: Mask) -> StellarLocus | None:
     """Find the narrow ridge of point sources among the half-light radii of good sources.
 
-    Galaxies scatter to larger radii and cosmic rays lie below `MIN_RADIUS`, so the densest place in log radius
-    of the brighter sources is the stars'; of several dense places the smallest with enough sources counts.
+    Galaxies scatter widely and cosmic rays lie below `MIN_RADIUS`, so the sharpest peak in log radius of the
+    brighter sources is the stars', even where they are few.
 
     Parameters
     ----------
@@ -58,18 +59,14 @@ def find_stellar_locus(radius: F64, snr: F64, good: Mask) -> StellarLocus | None
     if chosen.sum() < 3:
         return None
     logr = np.log(radius[chosen])
-    mode = half_sample_mode(logr)
-    # a compact group of stars on the small side of a mode made by galaxies
-    counts = {m: int((np.abs(logr - m) < 0.06).sum()) for m in (mode, *np.quantile(logr, (0.05, 0.1, 0.2, 0.3)))}
-    enough = max(3, 0.5 * counts[mode])
-    mode = min((m for m, c in counts.items() if c >= enough), default=mode)
-    width = 0.08
+    mode = _sharpest_peak(logr)
+    width = 0.03
     for _ in range(5):
         near = np.abs(logr - mode) < max(3 * width, 0.06)
         if near.sum() < 3:
             break
         mode = float(np.median(logr[near]))
-        width = float(np.clip(1.4826 * np.median(np.abs(logr[near] - mode)), 0.01, 0.08))
+        width = float(np.clip(1.4826 * np.median(np.abs(logr[near] - mode)), 0.01, 0.06))
     return StellarLocus(float(np.exp(mode)), width, int((np.abs(logr - mode) < max(3 * width, 0.06)).sum()))
 
 
