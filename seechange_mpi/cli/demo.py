@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,7 +70,8 @@ def _judge(directory: Path, exposures: list[str]) -> bool:
             stem = Path(exposure).stem
             bundles = sorted((config.bundles / stem).glob(f"{stem}_*.h5"), key=lambda p: p.stat().st_mtime)
             compare_exposure(bundles[-1], truth, truths[0], comparison)
-        rows = conn.execute("SELECT object_id::text, ra, dec FROM measurements WHERE NOT is_bad").fetchall()
+        rows: list[Any] = conn.execute(
+            "SELECT object_id::text, ra, dec FROM measurements WHERE NOT is_bad").fetchall()
     single, seen = variables_as_objects(truths[1:], rows)
     return _verdict(comparison, single, seen)
 

@@ -57,20 +57,17 @@ def plan_section(
     """
     last = STEPS.index(last_step)
     limit = STEPS.index(first_step) - 1 if forced else last
-    best: tuple[int, str, ShardInfo] | None = None
+    candidates = []
     for shard in shards:
         if shard.section_id != section_id:
             continue
         through = reusable_through(shard.provenance_ids, shard.inputs, shard.completed_step, wanted_ids, wanted_inputs)
-        if through is None:
-            continue
-        depth = min(STEPS.index(through), limit)
-        # a shard that went further than wanted is not what this run would have made
-        exact = STEPS.index(shard.completed_step) == depth
-        if depth >= 0 and (best is None or (depth, exact, shard.content_hash) > (best[0], best[1] == "exact",
-                                                                                best[2].content_hash)):
-            best = (depth, "exact" if exact else "longer", shard)
-    if best is None:
+        depth = min(STEPS.index(through), limit) if through is not None else -1
+        if depth >= 0:
+            # of equals, one that ends just there is kept as it is; the content hash makes the choice unique
+            ends_there = shard.success and STEPS.index(shard.completed_step) == depth
+            candidates.append((depth, ends_there, shard.content_hash, shard))
+    if not candidates:
         return SectionPlan(section_id, None, None, False)
-    depth, _, shard = best
-    return SectionPlan(section_id, shard, STEPS[depth], depth >= last and shard.success)
+    depth, ends_there, _, best = max(candidates, key=lambda c: c[:3])
+    return SectionPlan(section_id, best, STEPS[depth], depth >= last and ends_there)

@@ -1,0 +1,65 @@
+"""Connections: the embedded server or a given one, with bounded retries and a schema that is there."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import psycopg
+
+from seechange_mpi.config.resolve import Config, redact
+from seechange_mpi.db.server import EmbeddedServer
+from seechange_mpi.model.errors import TransientError
+
+Connection = psycopg.Connection[tuple[object, ...]]
+EMBEDDED = "embedded"
+
+
+def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connection:
+    """Connect to PostgreSQL, trying again a few times with growing, jittered pauses.
+
+    Raises
+    ------
+    TransientError
+        No attempt succeeded: names the server (without password) and the reason.
+    """
+    reason = ""
+    for attempt in range(attempts):
+        try:
+            return psycopg.connect(url, connect_timeout=max(2, round(timeout_s)), application_name="seechange-mpi")
+        except psycopg.OperationalError as err:
+            reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+            if attempt + 1 < attempts:
+                time.sleep((0.3 * 2**attempt) * (0.5 + random.random()))
+    raise TransientError(
+        f"the database {redact(url)} does not answer after {attempts} attempts: {reason}. "
+        "Check database.url (seechange-mpi db status), then run again"
+    )
+
+
+@contextmanager
+def server(config: Config) -> Iterator[Callable[[], Connection]]:
+    """Yield a function that opens connections; the embedded server runs meanwhile, its schema up to date."""
+    settings = config.settings.database
+    with ExitStack() as stack:
+        url = settings.url
+        if url == EMBEDDED:
+            url = stack.enter_context(EmbeddedServer(config.root, settings.bindir).in_use())
+
+        def opened() -> Connection:
+            return connect(url, timeout_s=settings.connect_timeout_s, attempts=settings.attempts)
+
+        with opened() as conn:
+            from seechange_mpi.db.migrate import upgrade
+
+            upgrade(conn)
+        yield opened
+
+
+@contextmanager
+def session(config: Config) -> Iterator[Connection]:
+    """Yield one connection (committed at the end, rolled back on an exception)."""
+    with server(config) as opened, opened() as conn:
+        yield conn

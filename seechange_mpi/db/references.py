@@ -1,0 +1,194 @@
+"""References: processed exposures that later ones are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seechange_mpi.db.bulk import insert_rows
+from seechange_mpi.db.provenance import store_provenances
+from seechange_mpi.model.errors import ConfigError
+from seechange_mpi.model.ids import stable_id
+from seechange_mpi.model.provenance import make_record
+from seechange_mpi.model.task import ReferenceLink
+
+if TYPE_CHECKING:
+    from seechange_mpi.db.engine import Connection
+
+Corners = Sequence[tuple[float, float]]
+
+
+def add_reference(
+    conn: Connection, identifier: str, *, refset: str = "default", sections: Iterable[str] | None = None
+) -> list[str]:
+    """Register the committed sections of an exposure; return those that are new.
+
+    Of several versions (provenances) of a section the one committed last is taken.
+
+    Raises
+    ------
+    ConfigError
+        The exposure is not in the database, or no section of it is calibrated.
+    """
+    wanted = sorted(sections) if sections is not None else None
+    with conn.transaction():
+        rows: list[Any] = conn.execute(
+            "SELECT DISTINCT ON (i.section_id) i.section_id, i._id, z._id, z.provenance_id, i.provenance_id, "
+            "i.instrument, i.filter, i.filepath FROM images i JOIN exposures e ON i.exposure_id = e._id "
+            "JOIN source_lists s ON s.image_id = i._id JOIN world_coordinates w ON w.sources_id = s._id "
+            "JOIN zero_points z ON z.wcs_id = w._id WHERE e.origin_identifier = %(name)s AND NOT i.is_sub "
+            "AND (%(only)s::text[] IS NULL OR i.section_id = ANY(%(only)s)) ORDER BY i.section_id, z.created_at DESC",
+            {"name": identifier, "only": wanted},
+        ).fetchall()
+        if not rows:
+            known = [r[0] for r in conn.execute("SELECT origin_identifier FROM exposures ORDER BY mjd LIMIT 20")]
+            raise ConfigError(
+                f"{identifier}: no calibrated section of it is in the database; exposures there: "
+                f"{', '.join(str(k) for k in known) or 'none'}"
+            )
+        refset_id = stable_id("refset", refset)
+        insert_rows(conn, "refsets", [{"_id": refset_id, "name": refset}])
+        new = []
+        for section, image_id, zp_id, extraction, preprocessing, instrument, band, path in rows:
+            record = make_record("referencing", {"refset": refset}, [preprocessing, extraction])
+            store_provenances(conn, [record])
+            done = insert_rows(
+                conn,
+                "refs",
+                [
+                    {
+                        "_id": stable_id("ref", refset, zp_id),
+                        "refset_id": refset_id,
+                        "zp_id": zp_id,
+                        "image_id": image_id,
+                        "provenance_id": record.id,
+                        "instrument": instrument,
+                        "filter": band,
+                        "section_id": section,
+                        "filepath": path,
+                    }
+                ],
+            )
+            if done:
+                new.append(str(section))
+    return new
+
+
+def remove_reference(conn: Connection, identifier: str, refset: str = "default") -> int:
+    """Take an exposure out of a set of references; return the number of sections."""
+    done = conn.execute(
+        "DELETE FROM refs r USING images i, exposures e, refsets s WHERE r.image_id = i._id AND i.exposure_id = e._id "
+        "AND r.refset_id = s._id AND e.origin_identifier = %s AND s.name = %s",
+        (identifier, refset),
+    )
+    conn.commit()
+    return done.rowcount
+
+
+def list_references(conn: Connection) -> list[tuple[Any, ...]]:
+    """Return (refset, exposure, instrument, filter, section, fwhm, zero point, limit) of all references."""
+    return list(
+        conn.execute(
+            "SELECT s.name, e.origin_identifier, r.instrument, r.filter, r.section_id, i.fwhm_estimate, "
+            "i.zero_point_estimate, i.lim_mag_estimate FROM refs r JOIN refsets s ON r.refset_id = s._id "
+            "JOIN images i ON r.image_id = i._id JOIN exposures e ON i.exposure_id = e._id "
+            "ORDER BY s.name, e.mjd, e.origin_identifier, r.section_id"
+        ).fetchall()
+    )
+
+
+def find_references(
+    conn: Connection,
+    footprints: Mapping[str, Corners],
+    *,
+    instrument: str,
+    filters: Mapping[str, str],
+    refset: str = "default",
+    min_overlap: float = 0.5,
+    any_filter: bool = False,
+    exclude: str = "",
+) -> dict[str, ReferenceLink]:
+    """Choose the reference of every section with one query.
+
+    The one that covers most of the section is taken, of equals (within a tenth) the deeper, then the newer.
+    An exposure is never its own reference.
+
+    Parameters
+    ----------
+    footprints : section id -> four approximate corners (ra, dec) [deg].
+    filters : section id -> filter.
+    exclude : identifier of the exposure itself.
+    """
+    rows: list[Any] = conn.execute(
+        "SELECT r.section_id, r.filepath, r.filter, i._id::text, e.origin_identifier, i.provenance_id, "
+        "z.provenance_id, "
+        "i.lim_mag_estimate, i.mjd, i.ra_corner_00, i.dec_corner_00, i.ra_corner_01, i.dec_corner_01, i.ra_corner_11, "
+        "i.dec_corner_11, i.ra_corner_10, i.dec_corner_10 FROM refs r JOIN refsets s ON r.refset_id = s._id "
+        "JOIN images i ON r.image_id = i._id JOIN exposures e ON i.exposure_id = e._id JOIN zero_points z ON "
+        "r.zp_id = z._id "
+        "WHERE s.name = %(set)s AND r.instrument = %(cam)s AND (%(any)s OR r.filter = ANY(%(filters)s)) "
+        "AND e.origin_identifier <> %(self)s ORDER BY i._id",
+        {
+            "set": refset,
+            "cam": instrument,
+            "any": any_filter,
+            "filters": sorted(set(filters.values())),
+            "self": exclude,
+        },
+    ).fetchall()
+    out: dict[str, ReferenceLink] = {}
+    for section_id, corners in footprints.items():
+        best: tuple[tuple[float, ...], Any] | None = None
+        for r in rows:
+            if r[2] != filters[section_id] and not any_filter:
+                continue
+            cover = overlap(corners, [(r[k], r[k + 1]) for k in (9, 11, 13, 15)])
+            if cover < min_overlap:
+                continue
+            rank = (float(r[2] == filters[section_id]), round(cover, 1), float(r[7] or 0), float(r[8]))
+            if best is None or rank > best[0]:
+                best = (rank, r)
+        if best is not None:
+            r = best[1]
+            out[section_id] = ReferenceLink(
+                r[1], r[0], r[3], r[4], r[2], instrument, {"preprocessing": r[5], "extraction": r[6]}
+            )
+    return out
+
+
+def overlap(section: Corners, reference: Corners, grid: int = 11) -> float:
+    """Fraction of a footprint that another covers (convex quadrilaterals; corners in order around)."""
+    ra0, dec0 = _centre(section)
+    a, b = _plane(section, ra0, dec0), _plane(reference, ra0, dec0)
+    if not np.isfinite(b).all():
+        return 0.0
+    u, v = np.meshgrid(np.linspace(0.02, 0.98, grid), np.linspace(0.02, 0.98, grid))
+    a = a[np.argsort(np.arctan2(*(a - a.mean(axis=0)).T[::-1]))]
+    b = b[np.argsort(np.arctan2(*(b - b.mean(axis=0)).T[::-1]))]
+    p = (
+        (1 - u)[..., None] * (1 - v)[..., None] * a[0]
+        + u[..., None] * (1 - v)[..., None] * a[1]
+        + u[..., None] * v[..., None] * a[2]
+        + (1 - u)[..., None] * v[..., None] * a[3]
+    ).reshape(-1, 2)
+    inside = np.ones(len(p), bool)
+    for k in range(4):
+        e, f = b[(k + 1) % 4] - b[k], p - b[k]
+        inside &= e[0] * f[:, 1] - e[1] * f[:, 0] >= 0
+    return float(inside.mean())
+
+
+def _centre(corners: Corners) -> tuple[float, float]:
+    a, d = np.deg2rad(np.array(corners, float)).T
+    x, y, z = np.mean(np.cos(d) * np.cos(a)), np.mean(np.cos(d) * np.sin(a)), np.mean(np.sin(d))
+    return float(np.rad2deg(np.arctan2(y, x))), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+
+
+def _plane(corners: Corners, ra0: float, dec0: float) -> npt.NDArray[np.float64]:
+    from seechange_mpi.pipeline.wcs_tools import project
+
+    ra, dec = np.array(corners, float).T
+    return np.stack(project(ra, dec, ra0, dec0), axis=1)

@@ -1,0 +1,314 @@
+"""Rows of the database, built from a bundle alone, with deterministic ids."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from seechange_mpi.db.linking import healpix
+from seechange_mpi.io.bundle import BundleInfo
+from seechange_mpi.model.flags import PRODUCT_BITS, STEP_BITS
+from seechange_mpi.model.ids import stable_id
+from seechange_mpi.model.products import StoredSection
+from seechange_mpi.model.tables import MEASUREMENTS
+from seechange_mpi.model.task import STEPS
+
+Rows = dict[str, list[dict[str, Any]]]
+_ORDER_OF_TABLES = (
+    "images",
+    "source_lists",
+    "psfs",
+    "backgrounds",
+    "world_coordinates",
+    "zero_points",
+    "image_subtraction_components",
+    "detections",
+    "cutouts",
+    "measurement_sets",
+)
+
+
+@dataclass(slots=True)
+class PartRows:
+    """Rows of one part (``image`` or ``sub``) of one section, tables in the order of insertion."""
+
+    section_id: str
+    part: str
+    provenance_id: str
+    content_hash: str
+    rows: Rows = field(default_factory=dict)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    scores: Rows = field(default_factory=dict)
+
+    def add(self, table: str, **values: Any) -> None:
+        """Append a row."""
+        self.rows.setdefault(table, []).append(values)
+
+
+def exposure_row(info: BundleInfo) -> dict[str, Any]:
+    """Row of ``exposures``."""
+    e = info.exposure
+    provenance = next(p.id for p in info.provenances if p.process == "acquire_exposure")
+    return {
+        "_id": stable_id("exposure", e.identifier),
+        "filepath": e.path,
+        "origin_identifier": e.identifier,
+        "instrument": e.instrument,
+        "project": e.project,
+        "target": e.target,
+        "filter": e.filter,
+        "mjd": e.mjd,
+        "exp_time": e.exp_time_s,
+        "airmass": e.airmass,
+        "ra": e.ra_deg,
+        "dec": e.dec_deg,
+        "info": json.dumps(e.header, sort_keys=True),
+        "provenance_id": provenance,
+    }
+
+
+def _corners(header: str, shape: tuple[int, int]) -> dict[str, float]:
+    from seechange_mpi.pipeline.wcs_tools import pixel_to_sky
+
+    ny, nx = shape
+    ra, dec = pixel_to_sky(header, [(nx - 1) / 2, 0, 0, nx - 1, nx - 1], [(ny - 1) / 2, 0, ny - 1, 0, ny - 1])
+    names = ("00", "01", "10", "11")
+    out = {"ra": float(ra[0]), "dec": float(dec[0])}
+    out |= {f"ra_corner_{n}": float(v) for n, v in zip(names, ra[1:], strict=True)}
+    return out | {f"dec_corner_{n}": float(v) for n, v in zip(names, dec[1:], strict=True)}
+
+
+def _ids(info: BundleInfo, s: StoredSection) -> dict[str, UUID]:
+    """Ids of all products of a section."""
+    exposure, p = info.exposure.identifier, s.provenance_ids
+
+    def of(kind: str, process: str, *more: object) -> UUID:
+        return stable_id(kind, exposure, p.get(process, ""), s.section_id, *more)
+
+    reference = s.inputs.get("reference", "")
+    return {
+        "exposure": stable_id("exposure", exposure),
+        "image": of("image", "preprocessing"),
+        "sources": of("sources", "extraction"),
+        "psf": of("psf", "extraction"),
+        "bg": of("bg", "extraction"),
+        "wcs": of("wcs", "extraction"),
+        "zp": of("zp", "extraction"),
+        "sub": of("sub", "subtraction", reference),
+        "detections": of("detections", "detection", reference),
+        "cutouts": of("cutouts", "cutting", reference),
+        "measurements": of("measurements", "measuring", reference),
+    }
+
+
+def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
+    """Rows up to the zero point; None unless the section got that far."""
+    p = s.products
+    if p.image is None or p.sources is None or p.psf is None or p.background is None or p.wcs is None or p.zp is None:
+        return None
+    ids, prov = _ids(info, s), s.provenance_ids
+    part = PartRows(s.section_id, "image", prov["extraction"], s.image_hash)
+    path = str(Path(info.path).absolute())
+    scale = _pixel_scale(p.wcs.header)
+    common = {
+        "exposure_id": ids["exposure"],
+        "section_id": s.section_id,
+        "filepath": path,
+        "instrument": info.exposure.instrument,
+        "filter": p.image.filter,
+        "mjd": p.image.mjd,
+        "exp_time": p.image.exp_time_s,
+        "gain": p.image.gain,
+        "preproc_bitflag": p.image.preproc_bitflag,
+        "fwhm_estimate": p.psf.fwhm_pixels * scale,
+        "zero_point_estimate": p.zp.zp,
+        "lim_mag_estimate": p.zp.lim_mag,
+        "bkg_mean_estimate": p.background.value,
+        "bkg_rms_estimate": p.background.noise,
+    } | _corners(p.wcs.header, s.shape)
+    part.add("images", _id=ids["image"], is_sub=False, provenance_id=prov["preprocessing"], **common)
+    extraction = prov["extraction"]
+    part.add(
+        "source_lists",
+        _id=ids["sources"],
+        image_id=ids["image"],
+        provenance_id=extraction,
+        filepath=path,
+        num_sources=len(p.sources.table),
+        aper_rads=list(p.sources.aper_radii),
+    )
+    part.add(
+        "psfs",
+        _id=ids["psf"],
+        sources_id=ids["sources"],
+        fwhm_pixels=p.psf.fwhm_pixels,
+        n_stars=p.psf.n_stars,
+        chi2=p.psf.chi2,
+    )
+    part.add(
+        "backgrounds", _id=ids["bg"], sources_id=ids["sources"], value=p.background.value, noise=p.background.noise
+    )
+    part.add(
+        "world_coordinates",
+        _id=ids["wcs"],
+        sources_id=ids["sources"],
+        provenance_id=extraction,
+        method=p.wcs.method,
+        n_matched=p.wcs.n_matched,
+        rms_mas=p.wcs.rms_mas,
+        header=p.wcs.header,
+    )
+    part.add(
+        "zero_points",
+        _id=ids["zp"],
+        wcs_id=ids["wcs"],
+        provenance_id=extraction,
+        zp=p.zp.zp,
+        dzp=p.zp.dzp,
+        method=p.zp.method,
+        n_stars=p.zp.n_stars,
+        lim_mag=p.zp.lim_mag,
+        aper_cor_radii=list(p.zp.aper_cor_radii),
+        aper_cors=list(p.zp.aper_cors),
+    )
+    return part
+
+
+def _pixel_scale(header: str) -> float:
+    from seechange_mpi.pipeline.wcs_tools import pixel_scale_arcsec
+
+    return pixel_scale_arcsec(header)
+
+
+def sub_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
+    """Rows from the difference image on; None unless the section was finished."""
+    p = s.products
+    image = image_part(info, s)
+    if image is None or p.sub is None or p.detections is None or p.measurements is None or not p.scores:
+        return None
+    ids, prov = _ids(info, s), s.provenance_ids
+    part = PartRows(s.section_id, "sub", prov["scoring"], s.sub_hash)
+    path = str(Path(info.path).absolute())
+    sub = dict(image.rows["images"][0]) | {
+        "_id": ids["sub"],
+        "is_sub": True,
+        "provenance_id": prov["subtraction"],
+        "info": json.dumps({"method": p.sub.method, "metrics": p.sub.metrics}, sort_keys=True),
+    }
+    part.add("images", **sub)
+    part.add(
+        "image_subtraction_components",
+        image_id=ids["sub"],
+        new_zp_id=ids["zp"],
+        ref_image_id=UUID(s.inputs["reference"]),
+    )
+    part.add(
+        "detections",
+        _id=ids["detections"],
+        image_id=ids["sub"],
+        provenance_id=prov["detection"],
+        num_detections=len(p.detections.table),
+    )
+    part.add(
+        "cutouts", _id=ids["cutouts"], detections_id=ids["detections"], provenance_id=prov["cutting"], filepath=path
+    )
+    part.add(
+        "measurement_sets",
+        _id=ids["measurements"],
+        cutouts_id=ids["cutouts"],
+        provenance_id=prov["measuring"],
+        num_measurements=len(p.measurements.table),
+    )
+    part.measurements = _measurement_rows(ids["measurements"], p.measurements.table)
+    for scores in p.scores:
+        set_id = stable_id("scores", ids["measurements"], scores.algorithm, prov["scoring"])
+        part.scores.setdefault("deepscore_sets", []).append(
+            {
+                "_id": set_id,
+                "measurementset_id": ids["measurements"],
+                "provenance_id": prov["scoring"],
+                "algorithm": scores.algorithm,
+            }
+        )
+        part.scores.setdefault("deepscores", []).extend(
+            {
+                "_id": stable_id("score", set_id, int(r["index_in_sources"])),
+                "deepscoreset_id": set_id,
+                "index_in_sources": int(r["index_in_sources"]),
+                "score": float(r["score"]),
+            }
+            for r in scores.table
+        )
+    return part
+
+
+def _measurement_rows(set_id: UUID, table: np.ndarray) -> list[dict[str, Any]]:
+    pixels = healpix(table["ra"], table["dec"]) if len(table) else np.zeros(0, np.int64)
+    rows = []
+    for k, r in enumerate(table):
+        row: dict[str, Any] = {
+            "_id": stable_id("measurement", set_id, int(r["index_in_sources"])),
+            "measurementset_id": set_id,
+            "healpix": int(pixels[k]),
+        }
+        for c in MEASUREMENTS:
+            value = r[c.name]
+            if isinstance(value, np.ndarray):
+                row[c.name] = [float(v) for v in value]
+            elif isinstance(value, bytes):
+                row[c.name] = value.decode()
+            else:
+                row[c.name] = value.item()
+        rows.append(row)
+    return rows
+
+
+def report_row(info: BundleInfo, s: StoredSection) -> dict[str, Any]:
+    """Row of ``reports``."""
+    r = s.report
+    done = STEPS[: STEPS.index(r.completed_step) + 1] if r.completed_step in STEPS else ()
+    p = s.products
+    exist = {
+        "image": p.image,
+        "sources": p.sources,
+        "psf": p.psf,
+        "bg": p.background,
+        "wcs": p.wcs,
+        "zp": p.zp,
+        "sub_image": p.sub,
+        "detections": p.detections,
+        "cutouts": p.cutouts,
+        "measurement_set": p.measurements,
+        "deepscore_set": p.scores or None,
+    }
+    provenance = (
+        s.provenance_ids.get("scoring")
+        or s.provenance_ids.get("extraction")
+        or next((x.id for x in info.provenances if x.process == "preprocessing"), "")
+    )
+    return {
+        "_id": stable_id("report", info.exposure.identifier, provenance, s.section_id),
+        "exposure_id": stable_id("exposure", info.exposure.identifier),
+        "section_id": s.section_id,
+        "provenance_id": provenance,
+        "success": r.success,
+        "caveat": r.caveat,
+        "start_time": r.start_time or None,
+        "finish_time": r.finish_time or None,
+        "node_id": r.host,
+        "completed_step": r.completed_step,
+        "error_step": r.error_step or None,
+        "error_type": r.error_type or None,
+        "error_message": r.error_message.replace("\x00", "") or None,
+        "warnings": "\n".join(r.warnings) or None,
+        "process_provid": json.dumps(s.provenance_ids),
+        "process_memory": json.dumps({x.step: x.rss_mb for x in r.steps}),
+        "process_runtime": json.dumps({x.step: x.wall_s for x in r.steps}),
+        "progress_steps_bitflag": sum(1 << STEP_BITS[x] for x in done),
+        "products_exist_bitflag": sum(1 << PRODUCT_BITS[k] for k, v in exist.items() if v is not None),
+    }

@@ -1,0 +1,459 @@
+"""Tables and columns, named as SeeChange names them where the concept exists there.
+
+One list of volatile columns says what comparisons of two databases leave out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+VOLATILE: frozenset[str] = frozenset(
+    {
+        "created_at",
+        "modified",
+        "start_time",
+        "finish_time",
+        "process_runtime",
+        "process_memory",
+        "node_id",
+        "cluster_id",
+        "lease_expires",
+        "claim_time",
+        "release_time",
+        "owner",
+        "token",
+        "filepath",
+    }
+)
+"""Columns that differ between equal runs: times, hosts, costs, places."""
+
+
+def _times() -> list[Column[Any]]:
+    return [
+        Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()"), index=True),
+        Column("modified", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    ]
+
+
+def _id() -> Column[Any]:
+    return Column("_id", UUID(as_uuid=True), primary_key=True)
+
+
+def _to(table: str, column: str, *, nullable: bool = False, ondelete: str = "CASCADE") -> Column[Any]:
+    return Column(
+        column, UUID(as_uuid=True), ForeignKey(f"{table}._id", ondelete=ondelete), nullable=nullable, index=True
+    )
+
+
+def _provenance() -> Column[Any]:
+    return Column("provenance_id", Text, ForeignKey("provenances._id", ondelete="CASCADE"), nullable=False, index=True)
+
+
+def _flags() -> list[Column[Any]]:
+    return [
+        Column("_bitflag", BigInteger, nullable=False, server_default="0", index=True),
+        Column("_upstream_bitflag", BigInteger, nullable=False, server_default="0", index=True),
+        Column("description", Text),
+    ]
+
+
+def _position() -> list[Column[Any]]:
+    return [
+        Column("ra", Double, nullable=False),
+        Column("dec", Double, nullable=False),
+        Column("healpix", BigInteger, nullable=False, index=True),
+    ]
+
+
+def _real(*names: str) -> list[Column[Any]]:
+    return [Column(n, REAL) for n in names]
+
+
+code_versions = Table(
+    "code_versions",
+    metadata,
+    _id(),
+    Column("process", Text, nullable=False),
+    *(Column(f"version_{n}", Integer, nullable=False) for n in ("major", "minor", "patch")),
+    *_times(),
+    UniqueConstraint("process", "version_major", "version_minor", "version_patch"),
+)
+
+provenances = Table(
+    "provenances",
+    metadata,
+    Column("_id", Text, primary_key=True),
+    Column("process", Text, nullable=False, index=True),
+    _to("code_versions", "code_version_id"),
+    Column("parameters", JSONB, nullable=False, server_default="{}"),
+    *(Column(n, Boolean, nullable=False, server_default="false") for n in ("is_bad", "is_outdated", "is_testing")),
+    *_times(),
+)
+
+provenance_upstreams = Table(
+    "provenance_upstreams",
+    metadata,
+    *(
+        Column(n, Text, ForeignKey("provenances._id", ondelete="CASCADE"), primary_key=True)
+        for n in ("upstream_id", "downstream_id")
+    ),
+)
+
+provenance_tags = Table(
+    "provenance_tags",
+    metadata,
+    _id(),
+    Column("tag", Text, nullable=False, index=True),
+    _provenance(),
+    *_times(),
+    UniqueConstraint("tag", "provenance_id"),
+)
+
+exposures = Table(
+    "exposures",
+    metadata,
+    _id(),
+    Column("filepath", Text, nullable=False),
+    Column("origin_identifier", Text, nullable=False, unique=True),
+    Column("instrument", Text, nullable=False, index=True),
+    Column("project", Text, nullable=False, server_default=""),
+    Column("target", Text, nullable=False, server_default=""),
+    Column("filter", Text),
+    Column("mjd", Double, nullable=False, index=True),
+    Column("exp_time", REAL),
+    *_real("airmass"),
+    Column("ra", Double),
+    Column("dec", Double),
+    Column("info", JSONB, nullable=False, server_default="{}"),
+    _provenance(),
+    *_flags(),
+    *_times(),
+)
+
+images = Table(
+    "images",
+    metadata,
+    _id(),
+    _to("exposures", "exposure_id"),
+    Column("section_id", Text, nullable=False, index=True),
+    _provenance(),
+    Column("filepath", Text, nullable=False),
+    Column("is_sub", Boolean, nullable=False),
+    Column("instrument", Text, nullable=False),
+    Column("filter", Text, nullable=False, index=True),
+    Column("mjd", Double, nullable=False, index=True),
+    Column("exp_time", REAL),
+    Column("ra", Double),
+    Column("dec", Double),
+    *_real(
+        "ra_corner_00",
+        "ra_corner_01",
+        "ra_corner_10",
+        "ra_corner_11",
+        "dec_corner_00",
+        "dec_corner_01",
+        "dec_corner_10",
+        "dec_corner_11",
+        "gain",
+    ),
+    Column("preproc_bitflag", SmallInteger, nullable=False, server_default="0"),
+    *_real("fwhm_estimate", "zero_point_estimate", "lim_mag_estimate", "bkg_mean_estimate", "bkg_rms_estimate"),
+    Column("info", JSONB, nullable=False, server_default="{}"),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("exposure_id", "section_id", "provenance_id"),
+)
+
+source_lists = Table(
+    "source_lists",
+    metadata,
+    _id(),
+    _to("images", "image_id"),
+    _provenance(),
+    Column("filepath", Text, nullable=False),
+    Column("num_sources", Integer, nullable=False),
+    Column("aper_rads", ARRAY(REAL)),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("image_id", "provenance_id"),
+)
+
+psfs = Table(
+    "psfs",
+    metadata,
+    _id(),
+    _to("source_lists", "sources_id"),
+    Column("fwhm_pixels", REAL, nullable=False),
+    Column("n_stars", Integer),
+    *_real("chi2"),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("sources_id"),
+)
+
+backgrounds = Table(
+    "backgrounds",
+    metadata,
+    _id(),
+    _to("source_lists", "sources_id"),
+    Column("value", Double, nullable=False),
+    Column("noise", Double, nullable=False),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("sources_id"),
+)
+
+world_coordinates = Table(
+    "world_coordinates",
+    metadata,
+    _id(),
+    _to("source_lists", "sources_id"),
+    _provenance(),
+    Column("method", Text, nullable=False),
+    Column("n_matched", Integer),
+    *_real("rms_mas"),
+    Column("header", Text, nullable=False),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("sources_id", "provenance_id"),
+)
+
+zero_points = Table(
+    "zero_points",
+    metadata,
+    _id(),
+    _to("world_coordinates", "wcs_id"),
+    _provenance(),
+    Column("zp", REAL, nullable=False),
+    Column("dzp", REAL),
+    Column("method", Text, nullable=False),
+    Column("n_stars", Integer),
+    *_real("lim_mag"),
+    Column("aper_cor_radii", ARRAY(REAL)),
+    Column("aper_cors", ARRAY(REAL)),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("wcs_id", "provenance_id"),
+)
+
+refsets = Table(
+    "refsets",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    Column("description", Text),
+    *_times(),
+)
+
+refs = Table(
+    "refs",
+    metadata,
+    _id(),
+    _to("refsets", "refset_id"),
+    _to("zero_points", "zp_id"),
+    _to("images", "image_id"),
+    _provenance(),
+    Column("instrument", Text, nullable=False),
+    Column("filter", Text, nullable=False),
+    Column("section_id", Text, nullable=False),
+    Column("filepath", Text, nullable=False),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("refset_id", "zp_id"),
+    Index("ix_refs_lookup", "refset_id", "instrument", "filter"),
+)
+
+image_subtraction_components = Table(
+    "image_subtraction_components",
+    metadata,
+    Column("image_id", UUID(as_uuid=True), ForeignKey("images._id", ondelete="CASCADE"), primary_key=True),
+    _to("zero_points", "new_zp_id"),
+    Column("ref_image_id", UUID(as_uuid=True), nullable=False, index=True),
+)
+
+
+def _set(name: str, parent: str, column: str, *extra: Column[Any]) -> Table:
+    return Table(
+        name,
+        metadata,
+        _id(),
+        _to(parent, column),
+        _provenance(),
+        *extra,
+        *_flags(),
+        *_times(),
+        UniqueConstraint(column, "provenance_id"),
+    )
+
+
+detections = _set("detections", "images", "image_id", Column("num_detections", Integer, nullable=False))
+cutouts = _set("cutouts", "detections", "detections_id", Column("filepath", Text, nullable=False))
+measurement_sets = _set(
+    "measurement_sets", "cutouts", "cutouts_id", Column("num_measurements", Integer, nullable=False)
+)
+
+objects = Table(
+    "objects",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False, unique=True),
+    *_position(),
+    Column("is_test", Boolean, nullable=False, server_default="false"),
+    Column("is_bad", Boolean, nullable=False, server_default="false"),
+    *_times(),
+)
+
+measurements = Table(
+    "measurements",
+    metadata,
+    _id(),
+    _to("measurement_sets", "measurementset_id"),
+    Column("index_in_sources", Integer, nullable=False),
+    _to("objects", "object_id", nullable=True, ondelete="SET NULL"),
+    *_position(),
+    *_real("ra_err", "dec_err"),
+    Column("x", Double),
+    Column("y", Double),
+    Column("center_x_pixel", Integer),
+    Column("center_y_pixel", Integer),
+    *_real("score", "flux_psf", "flux_psf_err", "chi2_psf"),
+    Column("flux_apertures", ARRAY(REAL)),
+    Column("flux_apertures_err", ARRAY(REAL)),
+    Column("aper_radii", ARRAY(REAL)),
+    Column("best_aperture", SmallInteger),
+    *_real("bkg_per_pix", "mag", "mag_err", "gfit_x", "gfit_y", "major_width", "minor_width", "position_angle"),
+    Column("psf_fit_flags", Integer),
+    Column("nbadpix", Integer),
+    *_real("negfrac", "negfluxfrac", "dist_to_star"),
+    Column("is_negative", Boolean, nullable=False),
+    Column("is_bad", Boolean, nullable=False, index=True),
+    Column("bad_reasons", Text, nullable=False, server_default=""),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("measurementset_id", "index_in_sources"),
+)
+
+deepscore_sets = Table(
+    "deepscore_sets",
+    metadata,
+    _id(),
+    _to("measurement_sets", "measurementset_id"),
+    _provenance(),
+    Column("algorithm", Text, nullable=False),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("measurementset_id", "algorithm", "provenance_id"),
+)
+
+deepscores = Table(
+    "deepscores",
+    metadata,
+    _id(),
+    _to("deepscore_sets", "deepscoreset_id"),
+    Column("index_in_sources", Integer, nullable=False),
+    Column("score", REAL, nullable=False),
+    Column("info", JSONB, nullable=False, server_default="{}"),
+    *_flags(),
+    *_times(),
+    UniqueConstraint("deepscoreset_id", "index_in_sources"),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    _id(),
+    _to("exposures", "exposure_id"),
+    Column("section_id", Text, nullable=False),
+    Column("provenance_id", Text, nullable=False),
+    Column("success", Boolean, nullable=False),
+    Column("caveat", Text, nullable=False, server_default=""),
+    Column("start_time", DateTime(timezone=True)),
+    Column("finish_time", DateTime(timezone=True)),
+    Column("node_id", Text),
+    Column("completed_step", Text),
+    Column("error_step", Text),
+    Column("error_type", Text),
+    Column("error_message", Text),
+    Column("warnings", Text),
+    Column("process_provid", JSONB),
+    Column("process_memory", JSONB),
+    Column("process_runtime", JSONB),
+    Column("progress_steps_bitflag", BigInteger, nullable=False, server_default="0"),
+    Column("products_exist_bitflag", BigInteger, nullable=False, server_default="0"),
+    *_times(),
+    UniqueConstraint("exposure_id", "section_id", "provenance_id"),
+)
+
+product_sets = Table(
+    "product_sets",
+    metadata,
+    _id(),
+    _to("exposures", "exposure_id"),
+    Column("section_id", Text, nullable=False),
+    Column("part", Text, nullable=False),
+    Column("provenance_id", Text, nullable=False),
+    Column("content_hash", Text, nullable=False),
+    *_times(),
+    UniqueConstraint("exposure_id", "section_id", "part", "provenance_id"),
+    CheckConstraint("part IN ('image', 'sub')", name="part"),
+)
+
+commit_fence = Table(
+    "commit_fence", metadata, Column("exposure", Text, primary_key=True), Column("token", BigInteger, nullable=False)
+)
+
+knownexposures = Table(
+    "knownexposures",
+    metadata,
+    _id(),
+    Column("identifier", Text, nullable=False),
+    Column("instrument", Text, nullable=False),
+    Column("filepath", Text, nullable=False),
+    Column("state", Text, nullable=False, index=True),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("mjd", Double),
+    Column("params", JSONB, nullable=False, server_default="{}"),
+    Column("through_step", Text),
+    Column("owner", Text),
+    Column("claim_time", DateTime(timezone=True)),
+    Column("lease_expires", DateTime(timezone=True)),
+    Column("release_time", DateTime(timezone=True)),
+    Column("token", BigInteger, nullable=False, server_default="0"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("last_error", Text),
+    Column("counts", JSONB, nullable=False, server_default="{}"),
+    *_times(),
+    UniqueConstraint("instrument", "identifier"),
+    CheckConstraint("state IN ('held', 'ready', 'claimed', 'done', 'partial', 'failed')", name="state"),
+)

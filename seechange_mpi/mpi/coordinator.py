@@ -1,0 +1,291 @@
+"""Rank 0: claim exposures, find what they need, hand out sections, bundle, commit, release."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus, WorkSource
+from seechange_mpi.config.resolve import Config
+from seechange_mpi.instruments.camera import Camera, load_camera
+from seechange_mpi.io.bundle import bundle_path, shard_folder, write_bundle
+from seechange_mpi.io.raw import read_exposure_info, section_footprints
+from seechange_mpi.io.shard import scan_shards
+from seechange_mpi.model.errors import ConfigError, SeeChangeError, TransientError
+from seechange_mpi.model.exposure import ExposureInfo
+from seechange_mpi.model.provenance import ProvenanceRecord
+from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionTask
+from seechange_mpi.mpi.comm import Communicator
+from seechange_mpi.mpi.heartbeat import Heartbeat
+from seechange_mpi.mpi.progress import Progress
+from seechange_mpi.mpi.results import ExposureResult
+from seechange_mpi.mpi.scatter import gather_outcomes, scatter_sections
+from seechange_mpi.mpi.worker import SectionRunner, process
+from seechange_mpi.mpi.worklist import SectionPlan, plan_section
+from seechange_mpi.pipeline.inputs import identify
+from seechange_mpi.pipeline.top_level import Pipeline
+from seechange_mpi.pipeline.tree import make_tree
+
+if TYPE_CHECKING:
+    from seechange_mpi.db.engine import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line asks of a run."""
+
+    first_step: str = STEPS[0]
+    last_step: str = STEPS[-1]
+    forced: bool = False
+    """Redo from `first_step` on even what could be reused."""
+    sections: tuple[str, ...] = ()
+    max_exposures: int | None = None
+    report: bool = True
+
+
+@dataclass(slots=True)
+class Prepared:
+    """An exposure ready to be worked on."""
+
+    exposure: ExposureInfo
+    camera: Camera
+    tasks: dict[str, SectionTask]
+    plans: dict[str, SectionPlan]
+    records: dict[str, ProvenanceRecord]
+    last_steps: dict[str, str]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def bundle_provenance(self) -> str:
+        """The provenance that names the bundle: the last process of the first section."""
+        first = self.tasks[next(iter(self.tasks))]
+        return list(first.provenances.values())[-1]
+
+
+class Coordinator:
+    """Drives one run.
+
+    Parameters
+    ----------
+    config : Config
+    opened : opens database connections.
+    source : where exposures come from.
+    runner : processes a section (replaced in tests).
+    """
+
+    def __init__(self, config: Config, opened: Callable[[], Connection], source: WorkSource, comm: Communicator,
+                 options: RunOptions, progress: Progress, runner: SectionRunner = process) -> None:
+        self.config, self.opened, self.source, self.comm = config, opened, source, comm
+        self.options, self.progress, self.runner = options, progress, runner
+        self.pipeline = Pipeline.from_settings(config.steps())
+        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        catalog = config.settings.catalog
+        if catalog.path is not None and not Path(catalog.path).expanduser().is_file():
+            raise ConfigError(f"catalog.path: {catalog.path}: no such file")
+        self.catalog: dict[str, Any] | None = None
+        if catalog.path is not None:
+            self.catalog = catalog.model_dump() | {"path": str(Path(catalog.path).expanduser().absolute())}
+
+    def run(self) -> list[ExposureResult]:
+        """Claim and process exposures until there are no more, or as many as allowed."""
+        results: list[ExposureResult] = []
+        lease = self.config.settings.queue.lease_s
+        while self.options.max_exposures is None or len(results) < self.options.max_exposures:
+            claim = self.source.claim(self.owner, lease)
+            if claim is None:
+                break
+            started = time.monotonic()
+            with Heartbeat(self.source, claim, lease) as heart:
+                result = self._process(claim, heart)
+            result.seconds = time.monotonic() - started
+            results.append(result)
+            self.progress.exposure_done(result)
+        return results
+
+    def _process(self, claim: Claim, heart: Heartbeat) -> ExposureResult:
+        result = ExposureResult(claim.identifier, "failed")
+        try:
+            prepared = self.prepare(claim)
+            self._compute(prepared, result)
+            self._finish(claim, prepared, result, heart)
+        except SeeChangeError as err:
+            result.message = str(err)
+            self._tell(lambda: self.source.fail(claim, str(err), counts_of(result)), result)
+        except Exception as err:  # noqa: BLE001 - one exposure must not end the run
+            import traceback
+
+            result.is_bug = True
+            result.message = f"{type(err).__name__}: {err}\n{traceback.format_exc()}"
+            message = f"bug: {type(err).__name__}: {err}"
+            self._tell(lambda: self.source.fail(claim, message, counts_of(result)), result)
+        return result
+
+    def prepare(self, claim: Claim) -> Prepared:
+        """Read the header, find references, compute provenances, and see what is left to do.
+
+        Raises
+        ------
+        BadInput
+            The exposure is unreadable.
+        TransientError
+            The database does not answer.
+        """
+        camera = load_camera(claim.instrument)
+        exposure = read_exposure_info(claim.path, camera, claim.params)
+        sections = self._sections(camera)
+        filters = {s: camera.section(s).filter or exposure.filter for s in sections}
+        references = self._references(exposure, camera, filters)
+        shards = shard_folder(self.config.bundles, exposure.identifier)
+        found = scan_shards(shards)
+        relative = self.pipeline.photcalibrator.pars.method == "relative"
+        last = min(self.options.last_step, claim.through_step or STEPS[-1], key=STEPS.index)
+        prepared = Prepared(exposure, camera, {}, {}, {}, {}, list(found.problems))
+        settings = self.pipeline.settings()
+        for section in sections:
+            link = references.get(section)
+            tree = make_tree(self.pipeline, camera, exposure, link.provenance_ids if link else None,
+                             exposure.overrides)
+            prepared.records.update({r.id: r for r in tree.values()})
+            calibration = camera.calibration_paths(section, filters[section], self.config.settings.paths.calibration)
+            inputs = identify(calibration, self.catalog, link, relative_zero_point=relative)
+            ids = {p: r.id for p, r in tree.items()}
+            reachable = last if link else min(last, "photocal", key=STEPS.index)
+            plan = plan_section(section, found.shards, ids, inputs, first_step=self.options.first_step,
+                                last_step=reachable, forced=self.options.forced)
+            prepared.plans[section], prepared.last_steps[section] = plan, reachable
+            prepared.tasks[section] = SectionTask(
+                exposure, section, camera, settings, ids, str(shards), calibration, self.catalog, link,
+                str(plan.shard.path) if plan.shard else None, plan.reuse_through, inputs, self.options.first_step,
+                last, claim.attempt)
+        return prepared
+
+    def _sections(self, camera: Camera) -> tuple[str, ...]:
+        for s in self.options.sections:
+            camera.section(s)
+        return tuple(s for s in camera.section_ids if not self.options.sections or s in self.options.sections)
+
+    def _references(self, exposure: ExposureInfo, camera: Camera, filters: dict[str, str]) -> dict[str, ReferenceLink]:
+        from seechange_mpi.db.references import find_references
+
+        footprints = {s: c for s, c in section_footprints(exposure, camera).items() if s in filters}
+        chosen = self.config.settings.references
+        with self.opened() as conn:
+            return find_references(
+                conn, footprints, instrument=camera.name, filters=filters, refset=chosen.refset,
+                min_overlap=chosen.min_overlap, any_filter=self.pipeline.subtractor.pars.allow_other_filter,
+                exclude=exposure.identifier)
+
+    def _compute(self, prepared: Prepared, result: ExposureResult) -> None:
+        todo = [prepared.tasks[s] for s, p in prepared.plans.items() if not p.complete]
+        result.reused = [s for s, p in prepared.plans.items() if p.complete]
+        self.progress.exposure_started(prepared.exposure.identifier, len(todo), len(result.reused),
+                                       max(1, self.comm.size - 1), prepared.problems)
+        outcomes = scatter_sections(self.comm, todo, runner=self.runner)
+        result.outcomes = gather_outcomes(self._watched(outcomes))
+
+    def _watched(self, outcomes: Iterable[Outcome]) -> Iterable[Outcome]:
+        for outcome in outcomes:
+            self.progress.section_done(outcome)
+            yield outcome
+
+    def _finish(self, claim: Claim, prepared: Prepared, result: ExposureResult, heart: Heartbeat) -> None:
+        """Bundle, commit, release."""
+        identifier = prepared.exposure.identifier
+        path = bundle_path(self.config.bundles, identifier, prepared.bundle_provenance)
+        result.bundle = path
+        fresh = bool(result.outcomes) or not path.is_file()
+        if fresh:
+            self._write_bundle(prepared, result, path)
+        if heart.lost:
+            result.state = "given_back"
+            result.message = "the claim was lost to another job; its results are kept and nothing was committed"
+            return
+        try:
+            unchanged = self._commit(claim, prepared, result)
+        except TransientError as err:
+            result.state = "uncommitted"
+            result.message = f"{err}. To commit later: seechange-mpi db commit {path}"
+            self._tell(lambda: self.source.fail(claim, result.message, counts_of(result)), result)
+            return
+        result.state = state_of(prepared, result, nothing_new=unchanged and not result.outcomes)
+        self._release(claim, prepared, result)
+        if self.options.report and (fresh or not path.with_suffix(".html").is_file()):
+            self._write_report(path, result)
+
+    def _write_bundle(self, prepared: Prepared, result: ExposureResult, path: Path) -> None:
+        shards, failures = [], {}
+        for section, plan in prepared.plans.items():
+            outcome = result.outcomes.get(section)
+            if outcome is None:
+                assert plan.shard is not None
+                shards.append(plan.shard.path)
+            elif outcome.shard:
+                shards.append(Path(prepared.tasks[section].shard_dir) / outcome.shard)
+            else:
+                failures[section] = outcome.report
+        write_bundle(path, prepared.exposure, prepared.records.values(), self.config.public(), shards, failures)
+
+    def _commit(self, claim: Claim, prepared: Prepared, result: ExposureResult) -> bool:
+        """Commit the bundle; return whether everything was there already."""
+        from seechange_mpi.db.commit import commit_bundle, raise_fence
+
+        assert result.bundle is not None
+        objects = self.config.settings.objects
+        radius = objects.association_radius_arcsec or prepared.camera.association_radius_arcsec
+        with self.opened() as conn:
+            raise_fence(conn, prepared.exposure.identifier, claim.token)
+            done = commit_bundle(conn, result.bundle, radius_arcsec=radius, token=claim.token,
+                                 tag=self.config.settings.run.provenance_tag,
+                                 max_new_objects=objects.max_new_per_exposure)
+        result.new_objects, result.objects = done.new_objects, done.linked
+        return done.unchanged
+
+    def _release(self, claim: Claim, prepared: Prepared, result: ExposureResult) -> None:
+        counts = counts_of(result)
+        if result.state == "sections_failed":
+            failed = ", ".join(result.failed_sections)
+            self._tell(lambda: self.source.fail(claim, f"sections failed: {failed}", counts), result)
+            return
+        partial = any(o.status == "partial" for o in result.outcomes.values()) or bool(self.options.sections) or any(
+            STEPS.index(t.last_step) < len(STEPS) - 1 for t in prepared.tasks.values())
+        status: ReleaseStatus = "partial" if partial else "done"
+        self._tell(lambda: self.source.release(claim, status, counts), result)
+
+    def _tell(self, call: Callable[[], None], result: ExposureResult) -> None:
+        """Tell the source; if it does not listen, the lease will run out by itself."""
+        try:
+            call()
+        except Exception as err:  # noqa: BLE001 - results are safe; the lease expires
+            self.progress.note(f"{result.identifier}: the queue could not be told: {err}; the lease will expire")
+
+    def _write_report(self, path: Path, result: ExposureResult) -> None:
+        try:
+            from seechange_mpi.report import write_report
+
+            result.html = write_report([path], path.with_suffix(".html"))
+        except Exception as err:  # noqa: BLE001 - a report is a convenience
+            self.progress.note(f"{result.identifier}: no HTML report: {type(err).__name__}: {err}")
+
+
+def state_of(prepared: Prepared, result: ExposureResult, *, nothing_new: bool) -> str:
+    """Word for how an exposure went."""
+    if result.failed_sections:
+        whole = len(result.failed_sections) == len(prepared.tasks)
+        if whole:
+            result.message = "every section failed"
+        return "failed" if whole else "sections_failed"
+    if nothing_new:
+        return "nothing_to_do"
+    return "partial" if any(o.status == "partial" for o in result.outcomes.values()) else "done"
+
+
+def counts_of(result: ExposureResult) -> dict[str, int]:
+    """Counts told to the source."""
+    return {"sections": len(result.outcomes) + len(result.reused), "failed": len(result.failed_sections),
+            "reused": len(result.reused)}
+
