@@ -152,7 +152,7 @@ class EmbeddedServer:
             account = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "OMPI_", "PMIX_", "PRTE_"))}
         env |= {"LC_ALL": "C.UTF-8", "HOME": str(self.data.parent)}
-        return subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             [str(self.bindir / program), *args],
             capture_output=True,
             text=True,
@@ -161,7 +161,8 @@ class EmbeddedServer:
             cwd="/",
             timeout=2 * _START_TIMEOUT_S,
             **account,
-        )  # type: ignore[call-overload,no-any-return]
+        )  # type: ignore[call-overload]
+        return done
 
     @property
     def url(self) -> str:

@@ -115,7 +115,7 @@ class Coordinator:
             self._finish(claim, prepared, result, heart)
         except SeeChangeError as err:
             result.message = str(err)
-            self._tell(lambda: self.source.fail(claim, str(err), counts_of(result)), result)
+            self._tell(lambda: self.source.fail(claim, result.message, counts_of(result)), result)
         except Exception as err:  # noqa: BLE001 - one exposure must not end the run
             import traceback
 

@@ -85,6 +85,7 @@ def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="seechange-") as folder:
         exit_file = Path(folder) / "exit_code"
         env = os.environ | launch_environment(kind) | {EXIT_FILE: str(exit_file)}
+        env["SEECHANGE_TERMINAL"] = "1" if sys.stdout.isatty() else "0"
         command = [program, "-n", str(ranks), sys.executable, "-m", "seechange_mpi.cli.main", *args]
         child = subprocess.Popen(command, env=env)
 

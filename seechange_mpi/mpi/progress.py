@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from seechange_mpi.model.task import Outcome
+from seechange_mpi.mpi.comm import announced_size
 from seechange_mpi.mpi.results import ExposureResult
+
+TERMINAL = "SEECHANGE_TERMINAL"
+"""Set to 1 by the launcher when its own output is a terminal."""
 
 _WORDS = {"done": "done", "no_reference": "done, no reference yet", "partial": "stopped as asked", "failed": "FAILED"}
 
@@ -23,6 +28,9 @@ class Progress:
         self._total = self._done = 0
 
     def _live(self) -> bool:
+        # Open MPI gives rank 0 a terminal of its own: only the launcher knows whether a person is looking
+        if announced_size() is not None and os.environ.get(TERMINAL) != "1":
+            return False
         return not self._quiet and self._stream.isatty()
 
     def note(self, text: str) -> None:
@@ -44,8 +52,8 @@ class Progress:
         if todo == 0:
             return
         kept = f", {reused} already complete" if reused else ""
-        self.note(f"{identifier}: {todo} sections on {min(workers, todo)} process{'es' if min(workers, todo) > 1 else ''}"
-                  f"{kept}")
+        n = min(workers, todo)
+        self.note(f"{identifier}: {todo} sections on {n} process{'es' if n > 1 else ''}{kept}")
         if self._live():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
