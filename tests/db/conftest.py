@@ -1,0 +1,72 @@
+"""One embedded server for all tests of the database; every test has a database of its own."""
+
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+_counter = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """URL of a running embedded server."""
+    from seechange_mpi.db.server import EmbeddedServer
+
+    folder = Path(tempfile.mkdtemp(prefix="seechange-test-"))
+    folder.chmod(0o755)
+    server = EmbeddedServer(folder)
+    with server.in_use() as url:
+        yield url
+    shutil.rmtree(server.data.parent, ignore_errors=True)
+    shutil.rmtree(server.socket_dir, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def migrated(embedded):
+    """Name of a template database with the schema in it."""
+    from seechange_mpi.db.engine import connect
+    from seechange_mpi.db.migrate import upgrade
+
+    with psycopg.connect(embedded, autocommit=True) as conn:
+        conn.execute("CREATE DATABASE template_migrated")
+    with connect(_url(embedded, "template_migrated")) as conn:
+        upgrade(conn)
+    return "template_migrated"
+
+
+def _url(embedded, name):
+    return embedded.replace("/seechange?", f"/{name}?")
+
+
+def _create(embedded, template):
+    name = f"test_{next(_counter)}"
+    with psycopg.connect(embedded, autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+    return _url(embedded, name)
+
+
+@pytest.fixture
+def empty_url(embedded):
+    """URL of an empty database."""
+    return _create(embedded, "template0")
+
+
+@pytest.fixture
+def url(embedded, migrated):
+    """URL of a database with the schema and no rows."""
+    return _create(embedded, migrated)
+
+
+@pytest.fixture
+def conn(url):
+    """A connection to it."""
+    from seechange_mpi.db.engine import connect
+
+    with connect(url) as connection:
+        yield connection

@@ -1,0 +1,99 @@
+"""The migrated schema is the declared one, and goes away again."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from seechange_mpi.db import migrate
+from seechange_mpi.db.engine import connect
+
+pytestmark = pytest.mark.db
+
+
+def test_migrated_schema_is_the_declared_one(url):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from sqlalchemy import create_engine
+
+    from seechange_mpi.db.schema import metadata
+
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_up_and_down_and_up_again(empty_url):
+    with connect(empty_url) as conn:
+        assert migrate.current(conn) is None
+        assert migrate.upgrade(conn) is True
+        assert migrate.current(conn) == migrate.head() == migrate._HEAD
+        assert migrate.upgrade(conn) is False
+        migrate.downgrade(conn, "base")
+        left = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        assert left == [("alembic_version",)]
+        migrate.upgrade(conn)
+        assert conn.execute("SELECT count(*) FROM images").fetchone() == (0,)
+
+
+def test_two_processes_may_migrate_at_once(empty_url):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(_):
+        with connect(empty_url) as conn:
+            return migrate.upgrade(conn)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(one, range(3)))
+    with connect(empty_url) as conn:
+        assert migrate.current(conn) == migrate.head()
+
+
+def test_names_of_seechange_are_kept(conn):
+    """Tables and columns that people query by name."""
+    expected = {
+        "images": {"_id", "exposure_id", "section_id", "provenance_id", "is_sub", "ra_corner_00", "dec_corner_11",
+                   "fwhm_estimate", "zero_point_estimate", "lim_mag_estimate", "_bitflag", "_upstream_bitflag"},
+        "measurements": {"measurementset_id", "index_in_sources", "object_id", "flux_psf", "flux_psf_err",
+                         "flux_apertures", "aper_radii", "center_x_pixel", "gfit_x", "nbadpix", "negfrac",
+                         "negfluxfrac", "is_bad", "healpix"},
+        "refs": {"zp_id", "provenance_id"},
+        "objects": {"name", "ra", "dec", "is_test", "is_bad", "healpix"},
+        "reports": {"exposure_id", "section_id", "success", "error_step", "error_type", "error_message",
+                    "process_runtime", "process_memory", "progress_steps_bitflag", "products_exist_bitflag"},
+        "exposures": {"origin_identifier", "instrument", "mjd", "exp_time", "info"},
+    }
+    for table, columns in expected.items():
+        found = {r[0] for r in conn.execute("SELECT column_name FROM information_schema.columns WHERE table_name = %s",
+                                            (table,))}
+        assert columns <= found, f"{table} lacks {columns - found}"
+
+
+def test_an_exposure_has_a_section_once_per_provenance(conn):
+    conn.execute("INSERT INTO code_versions (_id, process, version_major, version_minor, version_patch) "
+                 "VALUES (gen_random_uuid(), 'p', 0, 1, 0)")
+    conn.execute("INSERT INTO provenances (_id, process, code_version_id) SELECT 'X', 'p', _id FROM code_versions")
+    conn.execute("INSERT INTO exposures (_id, filepath, origin_identifier, instrument, mjd, provenance_id) "
+                 "VALUES (gen_random_uuid(), 'f', 'e1', 'cam', 1, 'X')")
+    insert = ("INSERT INTO images (_id, exposure_id, section_id, provenance_id, filepath, is_sub, instrument, filter, mjd) "
+              "SELECT gen_random_uuid(), _id, 'S1', 'X', 'f', false, 'cam', 'r', 1 FROM exposures")
+    conn.execute(insert)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        conn.execute(insert)
+
+
+def test_migrations_are_in_the_package():
+    """`setup.cfg` names them, so that an installed wheel can make its tables."""
+    from configparser import ConfigParser
+
+    root = Path(__file__).parents[2]
+    cfg = ConfigParser()
+    cfg.read(root / "setup.cfg")
+    patterns = cfg["options.package_data"]["seechange_mpi.db"].split()
+    db = Path(find_spec("seechange_mpi.db").origin).parent
+    packaged = {p for pattern in patterns for p in db.glob(pattern)}
+    needed = {p for p in (db / "migrations").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert needed <= packaged
