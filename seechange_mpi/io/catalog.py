@@ -17,13 +17,13 @@ F64 = npt.NDArray[np.float64]
 ALIASES: dict[str, tuple[str, ...]] = {
     "ra": ("ra", "ra_deg", "ra_icrs", "raj2000", "alpha_j2000", "x_world", "xwin_world", "coord_ra"),
     "dec": ("dec", "dec_deg", "de_icrs", "dej2000", "delta_j2000", "y_world", "ywin_world", "coord_dec"),
-    "pmra": ("pmra", "pm_ra", "pmra_masyr", "pm_ra_cosdec"),
-    "pmdec": ("pmdec", "pm_dec", "pmde", "pmdec_masyr"),
+    "pmra": ("pmra", "pmra_masyr", "pm_ra_cosdec"),
+    "pmdec": ("pmdec", "pmde", "pmdec_masyr"),
     "g": ("phot_g_mean_mag", "g", "mag_g", "gmag", "mag"),
     "bp": ("phot_bp_mean_mag", "bp", "mag_bp", "bpmag"),
     "rp": ("phot_rp_mean_mag", "rp", "mag_rp", "rpmag"),
     "bp_rp": ("bp_rp", "bprp", "bp-rp"),
-    "ref_epoch": ("ref_epoch", "epoch"),
+    "ref_epoch": ("ref_epoch", "epoch", "obsdate"),
 }
 """Column names that are understood without a mapping (any case); the first that exists is taken."""
 
@@ -137,10 +137,16 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
         v = _floats(column(chosen[name]))[keep]
         return np.where(np.isfinite(v), v, default)
 
+    epoch = values("ref_epoch", float(spec.get("ref_epoch", 2016.0)))
+    # some catalogues keep their epoch as mjd
+    epoch = np.where(epoch > 10_000, 2000.0 + (epoch - _MJD_J2000) / 365.25, epoch)
+    if len(epoch) and not (1800 < epoch.min() and epoch.max() < 2200):
+        raise BadInput(path, "epoch of the positions (catalog.ref_epoch)", "Julian years between 1800 and 2200, or mjd",
+                       f"{epoch.min():g} to {epoch.max():g}")
     mags = {name: _floats(column(c))[keep] for name, c in chosen.items() if name not in _NO_MAGNITUDE}
     return CatalogTable(
         ra=np.mod(all_ra[keep], 360.0), dec=all_dec[keep], pmra=values("pmra", 0.0), pmdec=values("pmdec", 0.0),
-        mags=mags, ref_epoch=values("ref_epoch", float(spec.get("ref_epoch", 2016.0))), path=str(path),
+        mags=mags, ref_epoch=epoch, path=str(path),
         rows_in_file=len(all_ra), centre_deg=(ra, dec), radius_deg=radius_deg, columns=chosen)
 
 
