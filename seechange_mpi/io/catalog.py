@@ -140,7 +140,7 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
     epoch = values("ref_epoch", float(spec.get("ref_epoch", 2016.0)))
     # some catalogues keep their epoch as mjd
     epoch = np.where(epoch > 10_000, 2000.0 + (epoch - _MJD_J2000) / 365.25, epoch)
-    if len(epoch) and not (1800 < epoch.min() and epoch.max() < 2200):
+    if len(epoch) and not (epoch.min() > 1800 and epoch.max() < 2200):
         raise BadInput(path, "epoch of the positions (catalog.ref_epoch)", "Julian years between 1800 and 2200, or mjd",
                        f"{epoch.min():g} to {epoch.max():g}")
     mags = {name: _floats(column(c))[keep] for name, c in chosen.items() if name not in _NO_MAGNITUDE}
