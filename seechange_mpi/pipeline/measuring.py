@@ -37,7 +37,7 @@ class BadThresholds(Parameters):
     chi2_psf: float = par(3.0, "chi2 per degree of freedom of the PSF fit, beyond a model error of 3 %", gt=0)
     width_ratio: float = par(2.0, "mean width over the PSF's, or its inverse, for S/N > 10", gt=1)
     elongation: float = par(2.5, "major over minor width, for S/N > 10", gt=1)
-    negfrac: float = par(0.3, "pixels of opposite sign beyond 3 sigma over those of the detection's sign", gt=0)
+    negfrac: float = par(0.3, "pixels of opposite sign beyond 3 sigma and a quarter of the peak over those of its own", gt=0)
     negfluxfrac: float = par(0.3, "the same for their summed score", gt=0)
     star_residual: float = par(0.025, "|flux| over that of the star it sits on (within 1 FWHM), at least", ge=0)
 
@@ -116,7 +116,9 @@ class Measurer(Step[MeasuringParameters]):
         half = max(3, round(self.pars.diag_box_halfsize * fwhm))
         scores, _ = cut_stamps(sub.score, d["peak_x"], d["peak_y"], 2 * half + 1)
         s = scores * sign[:, None, None]
-        up, down = s > 3, s < -3
+        # a dipole's lobes are alike; weaker opposite residuals, of a host or a neighbour, do not count
+        least = np.maximum(3.0, 0.25 * np.abs(d["score"]))[:, None, None]
+        up, down = s > least, s < -least
         table["negfrac"] = down.sum(axis=(1, 2)) / np.maximum(up.sum(axis=(1, 2)), 1)
         table["negfluxfrac"] = -np.where(down, s, 0).sum(axis=(1, 2)) / np.maximum(
             np.where(up, s, 0).sum(axis=(1, 2)), 1e-3)

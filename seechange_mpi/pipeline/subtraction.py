@@ -74,7 +74,11 @@ class Subtractor(Step[SubtractionParameters]):
             raise BadInput(reference.shard, f"reference of section {image.section_id}", f"filter {image.filter}",
                            f"filter {reference.image.filter}; subtraction.allow_other_filter=true accepts it")
         registration = register(new, reference, radius_pix=pars.match_radius_pix, min_matched=pars.min_matched)
-        ref = warp_reference(new, reference, registration, min_stars=3, psf_degree=pars.psf_degree)
+        other_band = reference.image.filter != image.filter
+        zero_point_ratio = 10 ** (0.4 * (new.zp.zp - reference.zp.zp))
+        # stars of many colours have no common ratio in another band: there the two zero points decide
+        ref = warp_reference(new, reference, registration, min_stars=3, psf_degree=pars.psf_degree,
+                             flux_ratio=zero_point_ratio if other_band else None)
         bad = self._mask(image, ref, max(new.psf.fwhm_pixels, ref.psf.fwhm_pixels))
         if bad.mean() > 0.98:
             raise AlgorithmError("subtraction", "almost nothing of the section is good in both images",
@@ -83,10 +87,9 @@ class Subtractor(Step[SubtractionParameters]):
         flags = image.flags | ref.flags
         flags[bad & (flags == 0)] |= np.uint16(PixelFlag.ZERO_WEIGHT)
         good = ~bad
-        expected = 10 ** (0.4 * (new.zp.zp - reference.zp.zp))
         metrics = {
             "flux_ratio": ref.flux_ratio, "flux_ratio_scatter": ref.ratio_scatter, "flux_ratio_stars": ref.n_ratio,
-            "flux_ratio_over_zero_points": ref.flux_ratio / expected,
+            "flux_ratio_over_zero_points": ref.flux_ratio / zero_point_ratio,
             "registration_shift_pix": registration.shift, "sigma_x_pix": registration.sigma_x,
             "sigma_y_pix": registration.sigma_y, "matched_stars": len(registration.new_index),
             "score_std": mad_std(planes.score[good][::7]), "fwhm_ref_pix": ref.psf.fwhm_pixels,
@@ -95,7 +98,7 @@ class Subtractor(Step[SubtractionParameters]):
         return SubImage(
             planes.data, planes.weight, flags, planes.score, planes.flux, planes.flux_err, psf, new.zp.zp,
             (ref.data * np.float32(ref.flux_ratio)).astype(np.float32), ref.flags, pars.method,
-            {k: float(v) for k, v in metrics.items()})
+            {k: float(v) for k, v in metrics.items() if np.isfinite(v)})
 
     def _mask(self, image: Image, ref: WarpedReference, fwhm: float) -> npt.NDArray[np.bool_]:
         """Pixels that are bad in either image, grown."""

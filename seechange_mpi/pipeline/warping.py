@@ -151,13 +151,18 @@ def _robust_fit(design: F64, dx: F64, dy: F64, error: F64) -> tuple[F64, F64, np
 
 
 def warp_reference(
-    new: SectionProducts, reference: Reference, registration: Registration, *, min_stars: int, psf_degree: int
+    new: SectionProducts, reference: Reference, registration: Registration, *, min_stars: int, psf_degree: int,
+    flux_ratio: float | None = None,
 ) -> WarpedReference:
     """Resample the reference, refit its PSF on the new grid, and find the flux ratio.
 
     The noise that matters to a matched filter is the noise power on the scale of the PSF, which interpolation
     leaves as it was, not the (lower) scatter of the resampled pixels: ``rms`` is that of the reference's own
     pixels, scaled by the square root of the pixel area ratio.
+
+    Parameters
+    ----------
+    flux_ratio : counts of the new image per count of the reference; None = found from matched stars.
 
     Raises
     ------
@@ -184,6 +189,8 @@ def warp_reference(
     table = new.sources.table
     psf = _refit_psf(out.data, np.maximum(variance, rms**2), mask, table, stars, reference, registration,
                      min_stars=min_stars, degree=psf_degree)
+    if flux_ratio is not None:
+        return WarpedReference(out.data, rms, variance, flags, psf, flux_ratio, float("nan"), 0)
     x, y = table["x"][stars], table["y"][stars]
     phot = psf_photometry(out.data, np.maximum(variance, rms**2), mask, x, y, psf, fit_position=False)
     ratio, scatter, n = _flux_ratio(table[stars], phot.flux, phot.flux_err, (phot.flags & SKIPPED) == 0, min_stars)
