@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
 
 
-def insert_rows(conn: Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Insert rows (all with the same keys); return how many were new.
+def insert_rows(conn: Connection, table: str, rows: Sequence[Mapping[str, Any]], *, update: bool = False) -> int:
+    """Insert rows (all with the same keys); return how many were new (with `update`: new or rewritten).
 
     Rows are sorted by their first column, so that concurrent transactions take locks in one order.
+
+    Parameters
+    ----------
+    update : rows that exist with the same first column get the new values; else they stay as they are.
     """
     if not rows:
         return 0
@@ -30,9 +34,14 @@ def insert_rows(conn: Connection, table: str, rows: Sequence[Mapping[str, Any]])
     with conn.cursor().copy(sql.SQL("COPY {} ({}) FROM STDIN").format(temporary, names)) as copy:
         for row in rows:
             copy.write_row([row[c] for c in columns])
+    key = sql.Identifier(columns[0])
+    conflict: sql.Composable = sql.SQL("ON CONFLICT DO NOTHING")
+    if update:
+        changes = sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(c)) for c in columns[1:])
+        conflict = sql.SQL("ON CONFLICT ({}) DO UPDATE SET {}").format(key, changes)
     done = conn.execute(
-        sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ORDER BY {} ON CONFLICT DO NOTHING").format(
-            target, names, names, temporary, sql.Identifier(columns[0])
+        sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ORDER BY {} {}").format(
+            target, names, names, temporary, key, conflict
         )
     )
     return done.rowcount

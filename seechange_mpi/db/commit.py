@@ -15,6 +15,7 @@ import psycopg
 from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.linking import link, lock_sky
 from seechange_mpi.db.provenance import store_provenances
+from seechange_mpi.db.replace import compare_parts, delete_subs, objects_of, objects_taken, write_products
 from seechange_mpi.db.rows import PartRows, exposure_row, image_part, report_row, sub_part
 from seechange_mpi.io.bundle import read_bundle, read_section
 from seechange_mpi.model.errors import SeeChangeError, TransientError
@@ -89,27 +90,34 @@ def commit_bundle(
     parts = [p for s in sections for p in (image_part(info, s), sub_part(info, s)) if p is not None]
     result = CommitResult(seconds={"read": time.perf_counter() - started})
 
+
     def transaction() -> CommitResult:
+        conn.commit()  # what the caller has read or written so far: this is a transaction of its own
         clock = time.perf_counter()
+        exposure_id = stable_id("exposure", info.exposure.identifier)
         with conn.transaction():
             _check_fence(conn, info.exposure.identifier, token)
             result.count("provenances", store_provenances(conn, info.provenances, tag))
             result.count("exposures", insert_rows(conn, "exposures", [exposure_row(info)]))
-            new = _missing_parts(conn, info.exposure.identifier, parts, replace)
+            new, differing, old_subs = compare_parts(conn, exposure_id, parts)
+            if differing and not replace:
+                _refuse(info.exposure.identifier, differing)
             result.unchanged = not new
-            for part in new:
-                for table, rows in part.rows.items():
-                    result.count(table, insert_rows(conn, table, rows))
+            _lock_and_delete(conn, exposure_id, new, old_subs, radius_arcsec)
+            for table, n in write_products(conn, new, differing).items():
+                result.count(table, n)
             result.seconds["products"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            _link_measurements(conn, new, radius_arcsec, max_new_objects, result)
+            measuring = [p.id for p in info.provenances if p.process == "measuring"]
+            _link_measurements(conn, exposure_id, measuring, new, radius_arcsec, max_new_objects, result)
             result.seconds["linking"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            for part in new:
-                for table, rows in part.scores.items():
-                    result.count(table, insert_rows(conn, table, rows))
-            _store_reports(conn, [report_row(info, s) for s in sections])
-            insert_rows(conn, "product_sets", [_product_set(info.exposure.identifier, p) for p in new])
+            for table in ("deepscore_sets", "deepscores"):
+                rows = [r for p in new for r in p.scores.get(table, ())]
+                result.count(table, insert_rows(conn, table, rows))
+            _store_reports(conn, exposure_id, [(report_row(info, s), s.provenance_ids) for s in sections])
+            sets = [_product_set(info.exposure.identifier, p) for p in new]
+            insert_rows(conn, "product_sets", sets, update=True)
         result.seconds["finish"] = time.perf_counter() - clock
         return result
 
@@ -139,15 +147,25 @@ def raise_fence(conn: Connection, identifier: str, token: int) -> None:
 
 
 def _check_fence(conn: Connection, identifier: str, token: int | None) -> None:
-    conn.execute("INSERT INTO commit_fence (exposure, token) VALUES (%s, 0) ON CONFLICT DO NOTHING", (identifier,))
-    row = conn.execute("SELECT token FROM commit_fence WHERE exposure = %s FOR UPDATE", (identifier,)).fetchone()
-    assert row is not None
-    stored = int(str(row[0]))
-    if token is not None and token < stored:
+    """Lock the exposure's fence until the end of the transaction, raise it, and refuse an older token."""
+    row: Any = conn.execute(
+        "INSERT INTO commit_fence (exposure, token) VALUES (%s, %s) "
+        "ON CONFLICT (exposure) DO UPDATE SET token = GREATEST(commit_fence.token, EXCLUDED.token) RETURNING token",
+        (identifier, token or 0),
+    ).fetchone()
+    if token is not None and token < int(row[0]):
         raise RefusedCommit(
-            f"{identifier}: the claim (token {token}) is older than the newest one ({stored}): "
+            f"{identifier}: the claim (token {token}) is older than the newest one ({row[0]}): "
             "another job has taken the exposure over; nothing was written"
         )
+
+
+def _refuse(identifier: str, differing: list[PartRows]) -> None:
+    names = ", ".join(f"{p.section_id} {p.part}" for p in differing)
+    raise RefusedCommit(
+        f"{identifier}: the database holds other content under the same provenance ({names}): "
+        "other inputs went in. To put this in its place: seechange-mpi db commit --replace BUNDLE"
+    )
 
 
 def _product_set(identifier: str, part: PartRows) -> dict[str, Any]:
@@ -161,74 +179,38 @@ def _product_set(identifier: str, part: PartRows) -> dict[str, Any]:
     }
 
 
-def _missing_parts(conn: Connection, identifier: str, parts: list[PartRows], replace: bool) -> list[PartRows]:
-    """Parts that the database does not have; with `replace`, differing ones are deleted first."""
-    exposure_id = stable_id("exposure", identifier)
-    stored = {
-        (r[0], r[1], r[2]): r[3]
-        for r in conn.execute(
-            "SELECT section_id, part, provenance_id, content_hash FROM product_sets WHERE exposure_id = %s",
-            (exposure_id,),
-        )
-    }
-    new, differing = [], []
-    for p in parts:
-        found = stored.get((p.section_id, p.part, p.provenance_id))
-        if found != p.content_hash:
-            new.append(p)
-            if found is not None:
-                differing.append(p)
-    if differing and not replace:
-        names = ", ".join(f"{p.section_id} {p.part}" for p in differing)
-        raise RefusedCommit(
-            f"{identifier}: the database holds other content under the same provenance ({names}): "
-            "other inputs went in. To put this in its place: seechange-mpi db commit --replace BUNDLE"
-        )
-    for p in differing:
-        _delete(conn, exposure_id, p)
-    return new
-
-
-def _delete(conn: Connection, exposure_id: UUID, part: PartRows) -> None:
-    image = part.rows["images"][0]
-    lost = [
-        r[0]
-        for r in conn.execute(
-            "SELECT DISTINCT m.object_id FROM measurements m JOIN measurement_sets s ON m.measurementset_id = s._id "
-            "JOIN cutouts c ON s.cutouts_id = c._id JOIN detections d ON c.detections_id = d._id "
-            "JOIN images i ON d.image_id = i._id WHERE i.exposure_id = %s AND i.section_id = %s AND "
-            "i.provenance_id = %s "
-            "AND m.object_id IS NOT NULL",
-            (exposure_id, part.section_id, image["provenance_id"]),
-        )
-    ]
-    conn.execute(
-        "DELETE FROM images WHERE exposure_id = %s AND section_id = %s AND provenance_id = %s",
-        (exposure_id, part.section_id, image["provenance_id"]),
-    )
-    conn.execute(
-        "DELETE FROM objects o WHERE o._id = ANY(%s) AND NOT EXISTS "
-        "(SELECT 1 FROM measurements m WHERE m.object_id = o._id)",
-        (lost,),
-    )
-    conn.execute(
-        "DELETE FROM product_sets WHERE exposure_id = %s AND section_id = %s AND part = %s AND provenance_id = %s",
-        (exposure_id, part.section_id, part.part, part.provenance_id),
-    )
+def _lock_and_delete(
+    conn: Connection, exposure_id: UUID, new: list[PartRows], old_subs: list[UUID], radius_arcsec: float
+) -> None:
+    """Take all sky locks at once (of what comes and of what goes), then delete what goes."""
+    rows = [m for p in new for m in p.measurements]
+    lost, ra, dec = objects_of(conn, old_subs)
+    ra = np.concatenate([ra, [m["ra"] for m in rows]])
+    dec = np.concatenate([dec, [m["dec"] for m in rows]])
+    if len(ra):
+        lock_sky(conn, ra, dec, radius_arcsec)
+    if old_subs:
+        delete_subs(conn, exposure_id, old_subs, lost)
 
 
 def _link_measurements(
-    conn: Connection, parts: list[PartRows], radius_arcsec: float, max_new: int, result: CommitResult
+    conn: Connection, exposure_id: UUID, measuring: list[str], parts: list[PartRows], radius_arcsec: float,
+    max_new: int, result: CommitResult,
 ) -> None:
     """Link the measurements of all sections together, then insert objects and measurements."""
-    rows = [m for p in parts for m in p.measurements]
-    section = [p.section_id for p in parts for _ in p.measurements]
-    if not rows:
+    pairs = [(p.section_id, m) for p in parts for m in p.measurements]
+    known = {
+        r[0]
+        for r in conn.execute("SELECT _id FROM measurements WHERE _id = ANY(%s)", ([m["_id"] for _, m in pairs],))
+    }
+    pairs = [(s, m) for s, m in pairs if m["_id"] not in known]
+    if not pairs:
         return
+    section, rows = [s for s, _ in pairs], [m for _, m in pairs]
     ra, dec = np.array([m["ra"] for m in rows]), np.array([m["dec"] for m in rows])
     good = np.array([not m["is_bad"] for m in rows])
-    lock_sky(conn, ra, dec, radius_arcsec)
-    links = link(conn, [m["_id"] for m in rows], ra, dec, good, radius_arcsec)
+    taken = objects_taken(conn, exposure_id, measuring)
+    links = link(conn, [m["_id"] for m in rows], ra, dec, good, radius_arcsec, taken)
     if len(links.new_objects) > max_new:
         raise RefusedCommit(
             f"{len(links.new_objects)} new objects in one exposure (limit {max_new}, "
@@ -244,8 +226,12 @@ def _link_measurements(
             counts[name] = counts.get(name, 0) + 1
 
 
-def _store_reports(conn: Connection, rows: list[dict[str, Any]]) -> None:
-    """Insert reports; the newest run of a section and provenance wins."""
-    ids = [r["_id"] for r in rows]
-    conn.execute("DELETE FROM reports WHERE _id = ANY(%s)", (ids,))
-    insert_rows(conn, "reports", rows)
+def _store_reports(conn: Connection, exposure_id: UUID, reports: list[tuple[dict[str, Any], dict[str, str]]]) -> None:
+    """Insert reports. The newest run of a section wins over its earlier, shorter ones along the same provenances."""
+    chain = [(r["section_id"], p) for r, ids in reports for p in {r["provenance_id"], *ids.values()}]
+    conn.execute(
+        "DELETE FROM reports r USING unnest(%s::text[], %s::text[]) AS t(section, provenance) "
+        "WHERE r.exposure_id = %s AND r.section_id = t.section AND r.provenance_id = t.provenance",
+        ([c[0] for c in chain], [c[1] for c in chain], exposure_id),
+    )
+    insert_rows(conn, "reports", [r for r, _ in reports])

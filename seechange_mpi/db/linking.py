@@ -128,8 +128,17 @@ def _coarse(ra: F64, dec: F64) -> tuple[F64, F64]:
     return np.asarray(lon), np.asarray(lat)
 
 
-def nearby_objects(conn: Connection, ra: F64, dec: F64, radius_arcsec: float) -> tuple[list[UUID], F64]:
-    """Return ids and unit vectors of all objects that may lie within the radius of a position."""
+@dataclass(frozen=True, slots=True)
+class Nearby:
+    """Objects near some positions: ids, unit vectors (n, 3), names."""
+
+    ids: list[UUID]
+    vectors: F64
+    names: frozenset[str]
+
+
+def nearby_objects(conn: Connection, ra: F64, dec: F64, radius_arcsec: float) -> Nearby:
+    """Return all objects that may lie within the radius of a position."""
     import hpgeom
 
     pixels: set[int] = set()
@@ -141,9 +150,10 @@ def nearby_objects(conn: Connection, ra: F64, dec: F64, radius_arcsec: float) ->
             )
         )
     rows: list[Any] = conn.execute(
-        "SELECT _id, ra, dec FROM objects WHERE healpix = ANY(%s) AND NOT is_test ORDER BY _id", (sorted(pixels),)
+        "SELECT _id, ra, dec, name FROM objects WHERE healpix = ANY(%s) AND NOT is_test ORDER BY _id", (sorted(pixels),)
     ).fetchall()
-    return [r[0] for r in rows], unit_vectors([r[1] for r in rows], [r[2] for r in rows])
+    vectors = unit_vectors([r[1] for r in rows], [r[2] for r in rows])
+    return Nearby([r[0] for r in rows], vectors, frozenset(r[3] for r in rows))
 
 
 def object_name(ra_deg: float, dec_deg: float) -> str:
@@ -156,38 +166,62 @@ def object_name(ra_deg: float, dec_deg: float) -> str:
     )
 
 
+def _free_name(ra_deg: float, dec_deg: float, used: set[str]) -> str:
+    """Name of a position; a number is added where sections overlap and two objects have one position."""
+    name = base = object_name(ra_deg, dec_deg)
+    n = 1
+    while name in used:
+        n += 1
+        name = f"{base}-{n}"
+    used.add(name)
+    return name
+
+
 def link(
-    conn: Connection, ids: list[UUID], ra: F64, dec: F64, good: npt.NDArray[np.bool_], radius_arcsec: float
+    conn: Connection,
+    ids: list[UUID],
+    ra: F64,
+    dec: F64,
+    good: npt.NDArray[np.bool_],
+    radius_arcsec: float,
+    taken: frozenset[UUID] = frozenset(),
 ) -> Links:
     """Give every measurement of an exposure its object.
 
     Good measurements take the nearest object, one-to-one; those left found new objects, whose ids derive from
-    the measurements'. Bad ones may take an object that is left over, and found none. The caller holds the
-    locks of `lock_sky` and inserts the rows.
+    the measurements' ids and positions. Bad ones may take an object that is left over, and found none. The caller
+    holds the locks of `lock_sky` and inserts the rows.
+
+    Parameters
+    ----------
+    taken : objects that other measurements of the same exposure have already.
     """
     object_ids: list[UUID | None] = [None] * len(ids)
     is_new = np.zeros(len(ids), bool)
     new: list[dict[str, object]] = []
     if not ids:
         return Links(object_ids, new, is_new)
-    known, vectors = nearby_objects(conn, ra, dec, radius_arcsec)
+    known = nearby_objects(conn, ra, dec, radius_arcsec)
     positions = unit_vectors(ra, dec)
-    free = np.ones(len(known), bool)
+    free = np.array([i not in taken for i in known.ids], bool)
     for chosen in (np.flatnonzero(good), np.flatnonzero(~good)):
         left = np.flatnonzero(free)
-        found = assign(positions[chosen], vectors[left], radius_arcsec)
+        found = assign(positions[chosen], known.vectors[left], radius_arcsec)
         for k, f in zip(chosen, found, strict=True):
             if f >= 0:
-                object_ids[k] = known[left[f]]
+                object_ids[k] = known.ids[left[f]]
                 free[left[f]] = False
+    names = set(known.names)
     for k in np.flatnonzero(good):
         if object_ids[k] is None:
-            object_id = stable_id("object", ids[k])
+            name = _free_name(float(ra[k]), float(dec[k]), names)
+            # with the name (the place), so that a replaced measurement elsewhere cannot meet its predecessor's object
+            object_id = stable_id("object", ids[k], name)
             object_ids[k], is_new[k] = object_id, True
             new.append(
                 {
                     "_id": object_id,
-                    "name": object_name(float(ra[k]), float(dec[k])),
+                    "name": name,
                     "ra": float(ra[k]),
                     "dec": float(dec[k]),
                     "healpix": int(healpix(ra[k], dec[k])),

@@ -19,7 +19,7 @@ from seechange_mpi.model.tables import MEASUREMENTS
 from seechange_mpi.model.task import STEPS
 
 Rows = dict[str, list[dict[str, Any]]]
-_ORDER_OF_TABLES = (
+TABLES_IN_ORDER: tuple[str, ...] = (
     "images",
     "source_lists",
     "psfs",
@@ -73,14 +73,18 @@ def exposure_row(info: BundleInfo) -> dict[str, Any]:
 
 
 def _corners(header: str, shape: tuple[int, int]) -> dict[str, float]:
+    """Centre and corners, named as in SeeChange: 0x at low, 1x at high ra; x0 at low, x1 at high dec."""
     from seechange_mpi.pipeline.wcs_tools import pixel_to_sky
 
     ny, nx = shape
     ra, dec = pixel_to_sky(header, [(nx - 1) / 2, 0, 0, nx - 1, nx - 1], [(ny - 1) / 2, 0, ny - 1, 0, ny - 1])
-    names = ("00", "01", "10", "11")
+    from_centre = (ra[1:] - ra[0] + 180) % 360 - 180
+    by_ra = np.argsort(from_centre, kind="stable") + 1
+    low, high = (half[np.argsort(dec[half], kind="stable")] for half in (by_ra[:2], by_ra[2:]))
     out = {"ra": float(ra[0]), "dec": float(dec[0])}
-    out |= {f"ra_corner_{n}": float(v) for n, v in zip(names, ra[1:], strict=True)}
-    return out | {f"dec_corner_{n}": float(v) for n, v in zip(names, dec[1:], strict=True)}
+    for name, k in zip(("00", "01", "10", "11"), (*low, *high), strict=True):
+        out |= {f"ra_corner_{name}": float(ra[k]), f"dec_corner_{name}": float(dec[k])}
+    return out
 
 
 def _ids(info: BundleInfo, s: StoredSection) -> dict[str, UUID]:
@@ -130,6 +134,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         "lim_mag_estimate": p.zp.lim_mag,
         "bkg_mean_estimate": p.background.value,
         "bkg_rms_estimate": p.background.noise,
+        "info": "{}",
     } | _corners(p.wcs.header, s.shape)
     part.add("images", _id=ids["image"], is_sub=False, provenance_id=prov["preprocessing"], **common)
     extraction = prov["extraction"]

@@ -21,6 +21,9 @@ def embedded():
     folder.chmod(0o755)
     server = EmbeddedServer(folder)
     with server.in_use() as url:
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute("ALTER SYSTEM SET fsync = off")
+            conn.execute("SELECT pg_reload_conf()")
         yield url
     shutil.rmtree(server.data.parent, ignore_errors=True)
     shutil.rmtree(server.socket_dir, ignore_errors=True)
@@ -70,3 +73,11 @@ def conn(url):
 
     with connect(url) as connection:
         yield connection
+
+
+@pytest.fixture
+def bundles(tmp_path):
+    """Writer of small bundles (`made_bundles.Maker`)."""
+    from made_bundles import Maker
+
+    return Maker(tmp_path)

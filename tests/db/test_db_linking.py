@@ -64,7 +64,7 @@ def test_the_nearest_is_taken_not_the_first():
     assert linking.assign(a, b, 2.0).tolist() == [1]
 
 
-@pytest.mark.parametrize("place, name", [
+@pytest.mark.parametrize(("place", "name"), [
     ((150.0, 2.2), "J100000.000+021200.00"), ((0.0, -0.5), "J000000.000-003000.00"),
     ((359.99999999, 90.0), "J235959.999+900000.00")])
 def test_names_say_the_position(place, name):
@@ -117,7 +117,9 @@ def test_ids_of_objects_derive_from_the_founding_measurement(conn):
     from seechange_mpi.model.ids import stable_id
 
     links = link_and_store(conn, ids(3), [1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
-    assert links.object_ids == [stable_id("object", i) for i in ids(3)]
+    names = [o["name"] for o in links.new_objects]
+    assert links.object_ids == [stable_id("object", i, n) for i, n in zip(ids(3), names, strict=True)]
+    assert conn.execute("SELECT name FROM objects ORDER BY ra LIMIT 1").fetchone() == ("SCM J000400.000+000000.00",)
 
 
 @pytest.mark.db

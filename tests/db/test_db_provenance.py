@@ -24,7 +24,8 @@ def test_records_are_stored_once_with_links_and_tag(conn):
     with conn.transaction():
         assert store_provenances(conn, [second, first, first], "current") == 2
         assert store_provenances(conn, [first, second], "current") == 0
-    assert conn.execute("SELECT parameters FROM provenances WHERE _id = %s", (second.id,)).fetchone() == (PREPROCESSING,)
+    stored = conn.execute("SELECT parameters FROM provenances WHERE _id = %s", (second.id,)).fetchone()
+    assert stored == (PREPROCESSING,)
     assert conn.execute("SELECT upstream_id, downstream_id FROM provenance_upstreams").fetchall() == [
         (first.id, second.id)]
     assert conn.execute("SELECT tag, count(*) FROM provenance_tags GROUP BY tag").fetchall() == [("current", 2)]
