@@ -155,8 +155,10 @@ def _write_tables(path: Path, cards: Any, tables: list[tuple[str, npt.NDArray[An
     for name, table, columns in tables:
         hdu = fits.BinTableHDU(table, name=name)
         for k, column in enumerate(columns, start=1):
-            if column.unit:
-                hdu.header[f"TUNIT{k}"] = column.unit
+            # the FITS standard's spelling; significances have no unit there
+            unit = column.unit.replace("ADU", "adu").replace("sigma", "")
+            if unit:
+                hdu.header[f"TUNIT{k}"] = unit
             hdu.header[f"TCOMM{k}"] = column.help[:60]
         hdus.append(hdu)
     return _publish(hdus, path)

@@ -116,15 +116,18 @@ def focal_plane_png(path: str | Path, report: ExposureReport) -> bytes | None:
             ax.plot(xi, eta, color="0.35", lw=0.8)
             if s.status == "failed":
                 ax.fill(xi, eta, facecolor="none", edgecolor="firebrick", hatch="//", lw=0)
-            ax.annotate(s.section_id, (xi.min(), eta.max()), (2, -2), textcoords="offset points", va="top", ha="right",
-                        fontsize=7, color="0.35" if key else "white")
+            label, ink = s.section_id, "white" if key is None else "black"
             if key and np.isfinite(value):
                 import matplotlib
 
-                spread = max(float(np.ptp(known)), 1e-9)
-                ax.fill(xi, eta, color=matplotlib.colormaps[cmap](0.15 + 0.7 * (value - known.min()) / spread), lw=0)
-                ax.text(float(xi[:4].mean()), float(eta[:4].mean()), f"{value:.2f}", ha="center", va="center",
-                        fontsize=8)
+                # a fifth of an arcsecond or magnitude is the least that fills the scale
+                spread = max(float(np.ptp(known)), 0.2)
+                colour = matplotlib.colormaps[cmap](0.5 + 0.8 * (value - float(np.median(known))) / spread / 2)
+                ax.fill(xi, eta, color=colour, lw=0)
+                label, ink = f"{s.section_id}\n{value:.2f}", "white" if sum(colour[:3]) < 1.5 else "black"
+            middle = float(xi[:4].mean()), float(eta[:4].mean())
+            ax.text(*(middle if key else (float(xi.max()), float(eta.max()))), label, color=ink, fontsize=8,
+                    ha="center" if key else "left", va="center" if key else "top")
         if key is None and len(report.good_ra):
             xi, eta = project(report.good_ra, report.good_dec, ra0, dec0)
             ax.plot(xi, eta, "o", mfc="none", mec="tab:orange", ms=6, mew=1)
@@ -163,7 +166,7 @@ def triplet_figure(bundle_path: str | Path, out_png: str | Path, n: int = 6) -> 
         raise BadInput(bundle_path, "measurements with cutouts", "at least one", report.problems or "none")
     columns = 2 if len(report.triplets) > 3 else 1
     rows = -(-len(report.triplets) // columns)
-    figure = _figure(4.9 * columns, 1.75 * rows + 0.2)
+    figure = _figure(4.9 * columns, 1.45 * rows + 0.25)
     axes = figure.subplots(rows, 3 * columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
