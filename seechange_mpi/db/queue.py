@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
 
 from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus
-from seechange_mpi.model.errors import ConfigError
+from seechange_mpi.model.errors import ConfigError, TransientError
 from seechange_mpi.model.exposure import identifier_of
 from seechange_mpi.model.ids import stable_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from seechange_mpi.db.engine import Connection
 
+T = TypeVar("T")
 STATES = ("held", "ready", "claimed", "done", "partial", "failed")
 """held: waits for ``queue release``; ready; claimed: a lease runs; partial: stopped early on request."""
 
@@ -45,7 +46,8 @@ class LocalQueue:
 
     Parameters
     ----------
-    opened : opens a connection; the queue keeps one and opens another after a failure.
+    opened : opens a connection; the queue keeps one and opens another when it has died. Calls
+        from several threads (work, heartbeat) take turns.
     max_attempts : claims of one exposure before it stays failed.
     only : identifiers that may be claimed; None = all.
     """
@@ -55,20 +57,38 @@ class LocalQueue:
     ) -> None:
         self._opened = opened
         self._conn: Connection | None = None
+        self._lock = threading.Lock()
         self.max_attempts = max_attempts
         self.only = sorted(only) if only is not None else None
 
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        if self._conn is None or self._conn.closed:
-            self._conn = self._opened()
-        with self._conn.transaction():
-            yield self._conn
+    def _call(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction, one thread at a time; a connection that has died is opened anew, once.
+
+        Raises
+        ------
+        TransientError
+            The database does not answer.
+        """
+        with self._lock:
+            fresh = self._conn is None or self._conn.closed
+            while True:
+                if self._conn is None or self._conn.closed:
+                    self._conn = self._opened()
+                try:
+                    with self._conn.transaction():
+                        return work(self._conn)
+                except (psycopg.OperationalError, psycopg.InterfaceError) as err:
+                    self._conn.close()
+                    if fresh:
+                        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+                        raise TransientError(f"the queue's database went away: {reason}") from None
+                    fresh = True
 
     def close(self) -> None:
-        """Close the connection."""
-        if self._conn is not None:
-            self._conn.close()
+        """Close the connection; the next call opens another."""
+        with self._lock:
+            if self._conn is not None:
+                self._conn.close()
 
     def add(
         self,
@@ -89,74 +109,94 @@ class LocalQueue:
         """
         full = Path(path).absolute()
         identifier = identifier_of(full)
-        with self._connection() as conn:
+        values = {
+            "id": stable_id("known", instrument, identifier),
+            "name": identifier,
+            "camera": instrument,
+            "path": str(full),
+            "state": "held" if hold else "ready",
+            "priority": priority,
+            "params": json.dumps(dict(params or {})),
+            "through": through_step,
+        }
+
+        def work(conn: Connection) -> None:
             conn.execute(
                 "INSERT INTO knownexposures (_id, identifier, instrument, filepath, state, priority, params, "
-                "through_step) "
-                "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (instrument, identifier) DO NOTHING",
-                (
-                    stable_id("known", instrument, identifier),
-                    identifier,
-                    instrument,
-                    str(full),
-                    "held" if hold else "ready",
-                    priority,
-                    json.dumps(dict(params or {})),
-                    through_step,
-                ),
+                "through_step) VALUES (%(id)s, %(name)s, %(camera)s, %(path)s, %(state)s, %(priority)s, %(params)s, "
+                "%(through)s) ON CONFLICT (instrument, identifier) DO NOTHING",
+                values,
             )
             if again:
                 conn.execute(
-                    "UPDATE knownexposures SET state = 'ready', filepath = %s, params = %s, through_step = %s, "
-                    "attempts = 0 "
-                    "WHERE instrument = %s AND identifier = %s AND state IN ('done', 'partial', 'failed', 'ready')",
-                    (str(full), json.dumps(dict(params or {})), through_step, instrument, identifier),
+                    "UPDATE knownexposures SET state = 'ready', filepath = %(path)s, params = %(params)s, "
+                    "through_step = %(through)s, attempts = 0, last_error = NULL, modified = now() "
+                    "WHERE instrument = %(camera)s AND identifier = %(name)s AND (state IN "
+                    "('done', 'partial', 'failed', 'ready') OR (state = 'claimed' AND lease_expires < now()))",
+                    values,
                 )
+
+        self._call(work)
         return identifier
 
     def claim(self, owner: str, lease_s: float) -> Claim | None:
-        """Return the next ready exposure (highest priority, then oldest), or one whose lease ran out."""
-        with self._connection() as conn:
-            row = conn.execute(
+        """Return the next ready exposure (highest priority, then oldest), or one whose lease ran out.
+
+        One that was claimed too often and never finished is called failed, with the reason.
+        """
+        values = {"owner": owner, "lease": lease_s, "max": self.max_attempts, "only": self.only}
+
+        def work(conn: Connection) -> Any:
+            conn.execute(
+                "UPDATE knownexposures SET state = 'failed', release_time = now(), modified = now(), last_error = "
+                "format('given up after %%s attempts: the last owner, %%s, did not finish and its lease ran out', "
+                "attempts, owner) WHERE state = 'claimed' AND lease_expires < now() AND attempts >= %(max)s "
+                "AND (%(only)s::text[] IS NULL OR identifier = ANY(%(only)s))",
+                values,
+            )
+            return conn.execute(
                 "WITH next AS (SELECT _id FROM knownexposures WHERE (state = 'ready' OR "
-                "(state = 'claimed' AND lease_expires < now() AND attempts < %(max)s)) "
+                "(state = 'claimed' AND lease_expires < now())) "
                 "AND (%(only)s::text[] IS NULL OR identifier = ANY(%(only)s)) "
                 "ORDER BY priority DESC, created_at, identifier LIMIT 1 FOR UPDATE SKIP LOCKED) "
                 "UPDATE knownexposures k SET state = 'claimed', owner = %(owner)s, claim_time = now(), "
-                "lease_expires = now() + make_interval(secs => %(lease)s), token = k.token + 1, attempts = "
-                "k.attempts + 1, "
-                "modified = now() FROM next WHERE k._id = next._id "
+                "lease_expires = now() + make_interval(secs => %(lease)s), token = k.token + 1, "
+                "attempts = k.attempts + 1, modified = now() FROM next WHERE k._id = next._id "
                 "RETURNING k.identifier, k.instrument, k.filepath, k.token, k.attempts, k.lease_expires, k.params, "
                 "k.through_step",
-                {"owner": owner, "lease": lease_s, "max": self.max_attempts, "only": self.only},
+                values,
             ).fetchone()
-        if row is None:
-            return None
-        values: tuple[Any, ...] = row
-        return Claim(values[0], values[1], values[2], int(values[3]), int(values[4]), values[5], values[6], values[7])
+
+        row = self._call(work)
+        return None if row is None else Claim(*row)
 
     def heartbeat(self, claim: Claim, lease_s: float) -> bool:
         """Extend the lease; False when it was lost."""
-        with self._connection() as conn:
-            done = conn.execute(
+        return self._call(
+            lambda conn: conn.execute(
                 "UPDATE knownexposures SET lease_expires = now() + make_interval(secs => %s) "
                 "WHERE instrument = %s AND identifier = %s AND token = %s AND state = 'claimed'",
                 (lease_s, claim.instrument, claim.identifier, claim.token),
-            )
-        return done.rowcount == 1
+            ).rowcount
+            == 1
+        )
 
-    def _finish(self, claim: Claim, state: str, counts: Mapping[str, int], message: str) -> None:
-        with self._connection() as conn:
-            conn.execute(
+    def _finish(self, claim: Claim, state: str, counts: Mapping[str, int], message: str, attempts: int = 0) -> None:
+        self._call(
+            lambda conn: conn.execute(
                 "UPDATE knownexposures SET state = %s, release_time = now(), lease_expires = NULL, counts = %s, "
-                "last_error = NULLIF(%s, ''), modified = now() "
+                "last_error = NULLIF(%s, ''), attempts = GREATEST(attempts - %s, 0), modified = now() "
                 "WHERE instrument = %s AND identifier = %s AND token = %s AND state = 'claimed'",
-                (state, json.dumps(dict(counts)), message, claim.instrument, claim.identifier, claim.token),
+                (state, json.dumps(dict(counts)), message, attempts, claim.instrument, claim.identifier, claim.token),
             )
+        )
 
     def release(self, claim: Claim, status: ReleaseStatus, counts: dict[str, int], message: str = "") -> None:
-        """Say how it went; a stale claim changes nothing."""
-        self._finish(claim, "ready" if status == "given_back" else status, counts, message)
+        """Say how it went; a stale claim changes nothing. One given back is not counted as an attempt."""
+        if status == "given_back":
+            self._finish(claim, "ready", counts, message, attempts=1)
+        else:
+            self._finish(claim, status, counts, message)
 
     def fail(self, claim: Claim, message: str, counts: dict[str, int]) -> None:
         """The exposure failed; it stays failed until ``queue retry``."""
@@ -164,15 +204,16 @@ class LocalQueue:
 
     def list(self, states: Iterable[str] | None = None) -> list[QueueRow]:
         """Return the queue in the order of claims."""
-        with self._connection() as conn:
-            rows = conn.execute(
+        rows: Any = self._call(
+            lambda conn: conn.execute(
                 "SELECT identifier, instrument, filepath, state, priority, attempts, owner, lease_expires, "
                 "last_error, counts "
                 "FROM knownexposures WHERE %(states)s::text[] IS NULL OR state = ANY(%(states)s) "
                 "ORDER BY priority DESC, created_at, identifier",
                 {"states": list(states) if states else None},
             ).fetchall()
-        return [QueueRow(*r) for r in rows]  # type: ignore[arg-type]
+        )
+        return [QueueRow(*r) for r in rows]
 
     def set_state(self, identifiers: Iterable[str], wanted: str, allowed: Iterable[str]) -> int:
         """Move exposures between states; return how many moved.
@@ -182,17 +223,17 @@ class LocalQueue:
         ConfigError
             An identifier is not in the queue.
         """
-        names = list(identifiers)
-        with self._connection() as conn:
-            known = {
-                r[0] for r in conn.execute("SELECT identifier FROM knownexposures WHERE identifier = ANY(%s)", (names,))
-            }
-            unknown = [n for n in names if n not in known]
+        names, old = list(identifiers), list(allowed)
+
+        def work(conn: Connection) -> int:
+            rows: Any = conn.execute("SELECT identifier FROM knownexposures WHERE identifier = ANY(%s)", (names,))
+            unknown = sorted(set(names) - {r[0] for r in rows})
             if unknown:
                 raise ConfigError(f"not in the queue: {', '.join(unknown)}; see seechange-mpi queue list")
-            done = conn.execute(
+            return conn.execute(
                 "UPDATE knownexposures SET state = %s, attempts = 0, modified = now() "
                 "WHERE identifier = ANY(%s) AND state = ANY(%s)",
-                (wanted, names, list(allowed)),
-            )
-        return done.rowcount
+                (wanted, names, old),
+            ).rowcount
+
+        return self._call(work)

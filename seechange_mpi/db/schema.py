@@ -54,6 +54,7 @@ VOLATILE: frozenset[str] = frozenset(
         "owner",
         "token",
         "filepath",
+        "counts",
     }
 )
 """Columns that differ between equal runs: times, hosts, costs, places."""

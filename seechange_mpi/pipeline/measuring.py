@@ -37,7 +37,8 @@ class BadThresholds(Parameters):
     chi2_psf: float = par(3.0, "chi2 per degree of freedom of the PSF fit, beyond a model error of 3 %", gt=0)
     width_ratio: float = par(2.0, "mean width over the PSF's, or its inverse, for S/N > 10", gt=1)
     elongation: float = par(2.5, "major over minor width, for S/N > 10", gt=1)
-    negfrac: float = par(0.3, "pixels of opposite sign beyond 3 sigma and a quarter of the peak over those of its own", gt=0)
+    negfrac: float = par(0.3, "pixels of opposite sign, beyond 3 sigma and a quarter of the peak, over those of its "
+                              "own sign", gt=0)
     negfluxfrac: float = par(0.3, "the same for their summed score", gt=0)
     star_residual: float = par(0.025, "|flux| over that of the star it sits on (within 1 FWHM), at least", ge=0)
 

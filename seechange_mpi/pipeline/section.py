@@ -189,7 +189,13 @@ class _SectionRun:
 
     @cached_property
     def _reference(self) -> Reference | None:
-        return load_reference(self.task.reference) if self.task.reference is not None else None
+        link = self.task.reference
+        if link is None:
+            return None
+        if link.instrument != self.task.camera.name:
+            raise BadInput(link.path, f"reference of section {self.task.section_id}",
+                           f"an exposure of camera {self.task.camera.name}", f"one of {link.instrument}")
+        return load_reference(link)
 
     def _subtraction(self) -> None:
         if self._reference is None:

@@ -199,9 +199,11 @@ def warp_reference(
 
 def _refit_psf(data: F32, variance: F32, mask: npt.NDArray[np.bool_], table: Table, stars: npt.NDArray[np.int64],
                reference: Reference, registration: Registration, *, min_stars: int, degree: int) -> PSF:
-    chosen = stars[table["is_star"][stars]]
-    was = reference.sources.table["psf_star"][registration.ref_index[table["is_star"][stars]]]
-    chosen = chosen[was] if was.sum() >= 3 * min_stars else chosen
+    # isolated stars first: those that made the PSF of either image
+    star = table["is_star"][stars]
+    chosen = stars[star]
+    was = table["psf_star"][chosen] | reference.sources.table["psf_star"][registration.ref_index[star]]
+    chosen = chosen[was] if was.sum() >= min_stars + 2 else chosen
     size = reference.psf.basis.shape[-1]
     try:
         fit = fit_psf(data, variance, mask, table["x"][chosen], table["y"][chosen], size=size, degree=degree)

@@ -1,0 +1,149 @@
+"""From raw exposures to the database: the same rows at any number of processes; nothing is done twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seechange_mpi.config.resolve import Config
+from seechange_mpi.db.engine import session
+from seechange_mpi.db.schema import VOLATILE, metadata
+
+RANKS = (1, 2, 3, 5)
+
+
+def dump(config: Path) -> dict[str, list[tuple]]:
+    """All rows of a database, volatile columns left out."""
+    out = {}
+    with session(Config(config)) as conn:
+        for table in metadata.sorted_tables:
+            columns = [c.name for c in table.columns if c.name not in VOLATILE]
+            names = ", ".join(f'"{c}"' for c in columns)
+            rows = conn.execute(f"SELECT {names} FROM {table.name}").fetchall()
+            out[table.name] = sorted(rows, key=repr)
+    return out
+
+
+def run(config: Path, ranks: int, *args: object) -> subprocess.CompletedProcess:
+    extra = ["-n", str(ranks)] if ranks > 1 else []
+    return subprocess.run([sys.executable, "-m", "seechange_mpi.cli.main", "run", *extra, "--config", str(config),
+                           *map(str, args)], capture_output=True, text=True, timeout=200, check=False)
+
+
+def process(survey, folder: Path, ranks: int) -> Path:
+    config = survey.config(folder)
+    first = run(config, ranks, survey.exposures[0], "--no-report")
+    assert first.returncode == 0, first.stdout + first.stderr
+    subprocess.run([sys.executable, "-m", "seechange_mpi.cli.main", "refs", "add", "--config", str(config),
+                    survey.exposures[0].stem], check=True, capture_output=True)
+    second = run(config, ranks, survey.exposures[1], *(["--no-report"] if ranks > 1 else []))
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "T3" in second.stdout
+    return config
+
+
+@pytest.fixture(scope="module")
+def by_ranks(tiny_survey, tmp_path_factory):
+    """The same survey processed with 1, 2, 3 and 5 processes."""
+    return {n: process(tiny_survey, tmp_path_factory.mktemp(f"ranks{n}"), n) for n in RANKS}
+
+
+@pytest.mark.db
+@pytest.mark.parametrize("ranks", RANKS[1:])
+def test_any_number_of_processes_gives_the_same_rows(by_ranks, ranks):
+    one, many = dump(by_ranks[1]), dump(by_ranks[ranks])
+    assert len(one["measurements"]) > 8
+    assert len(one["objects"]) > 5
+    for table, rows in one.items():
+        assert many[table] == rows, f"{table} differs between 1 and {ranks} processes"
+
+
+@pytest.mark.db
+def test_results_agree_with_the_truth(by_ranks, tiny_survey):
+    from astropy.table import Table
+
+    from seechange_mpi.simulate.compare import Comparison, compare_exposure
+
+    config = Config(by_ranks[1])
+    new = tiny_survey.exposures[1].stem
+    truths = [Table.read(tiny_survey.root / "truth" / f"{e.stem}.ecsv") for e in tiny_survey.exposures]
+    comparison = Comparison()
+    compare_exposure(next((config.bundles / new).glob("*.h5")), truths[1], truths[0], comparison)
+    assert abs(comparison.worst_zp_error) < 0.03, "about 20 stars per section"
+    assert comparison.astrometric_rms_mas < 50
+    assert comparison.completeness >= 0.8
+    assert comparison.purity >= 0.8
+    assert abs(np.median(comparison.flux_ratios) - 1) < 0.05
+
+
+@pytest.mark.db
+def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(by_ranks, tiny_survey, cli, capsys):
+    config = by_ranks[1]
+    before = dump(config)
+    new = tiny_survey.exposures[1]
+    assert cli("run", "--config", config, new) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    shards = sorted((Config(config).bundles / new.stem / "shards").glob("*.h5"))
+    lost = next(s for s in shards if s.name.startswith("T2"))
+    lost.unlink()
+    assert cli("run", "--config", config, new) == 0
+    out = capsys.readouterr().out
+    assert "1 sections on 1 process, 2 already complete" in out
+    assert lost.exists(), "the same content has the same name"
+    assert dump(config) == before
+
+
+@pytest.mark.db
+def test_a_damaged_shard_is_made_again(by_ranks, tiny_survey, cli, capsys):
+    config = by_ranks[2]
+    new = tiny_survey.exposures[1]
+    shard = next((Config(config).bundles / new.stem / "shards").glob("T1_*.h5"))
+    shard.write_bytes(shard.read_bytes()[:2000])
+    assert cli("run", "--config", config, new, "--no-report") == 0
+    out = capsys.readouterr().out
+    assert "damaged shard" in out
+    assert "1 sections on 1 process" in out
+
+
+@pytest.mark.db
+def test_the_database_can_be_rebuilt_from_bundles(by_ranks, tiny_survey, tmp_path, cli):
+    config = Config(by_ranks[3])
+    bundles = sorted(config.bundles.glob("*/*.h5"))
+    fresh = tiny_survey.config(tmp_path / "fresh")
+    assert cli("db", "commit", "--config", fresh, *bundles) == 0
+    old, new = dump(by_ranks[3]), dump(fresh)
+    for table in ("exposures", "images", "zero_points", "measurements", "objects", "deepscores", "product_sets",
+                  "reports"):
+        assert new[table] == old[table], table
+
+
+@pytest.mark.db
+def test_stopping_early_is_partial_and_goes_on_later(tiny_survey, tmp_path, cli, capsys):
+    config = tiny_survey.config(tmp_path / "w")
+    first = tiny_survey.exposures[0]
+    assert cli("run", "--config", config, first, "--through", "extraction", "--sections", "T1", "--no-report") == 0
+    assert "partial" in capsys.readouterr().out
+    assert cli("queue", "why", "--config", config, first.stem) == 0
+    assert "partial" in capsys.readouterr().out
+    assert cli("run", "--config", config, first, "--dry-run") == 0
+    plan = capsys.readouterr().out
+    assert "astrocal … photocal (the rest is reused)" in plan
+    assert "preprocessing … photocal" in plan
+    assert cli("run", "--config", config, first, "--no-report") == 0
+    assert "3 sections" in capsys.readouterr().out
+    assert cli("run", "--config", config, first, "--from", "astrocal", "--no-report") == 0
+    assert "3 sections" in capsys.readouterr().out
+
+
+@pytest.mark.db
+def test_a_changed_parameter_redoes_its_step_and_what_follows(by_ranks, tiny_survey, cli, capsys):
+    config = by_ranks[5]
+    new = tiny_survey.exposures[1]
+    assert cli("run", "--config", config, new, "--dry-run", "--set", "detection.threshold=7") == 0
+    assert capsys.readouterr().out.count("detection … scoring (the rest is reused)") == 3
+    assert cli("run", "--config", config, new, "--dry-run", "--set", "run.report=false") == 0
+    assert capsys.readouterr().out.count("complete") == 3
