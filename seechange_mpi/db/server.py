@@ -12,6 +12,8 @@ import hashlib
 import os
 import pwd
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +27,9 @@ from seechange_mpi.model.errors import ConfigError, TransientError
 DATABASE = "seechange"
 SUPERUSER = "seechange"
 _START_TIMEOUT_S = 60
+_SOCKET = ".s.PGSQL.5432"
+_LONGEST_SOCKET_DIR = 85
+"""The path of a Unix socket has at most 107 bytes, ``/.s.PGSQL.5432.lock`` included."""
 _SETTINGS = {
     "listen_addresses": "''",
     "shared_buffers": "64MB",
@@ -82,8 +87,8 @@ class EmbeddedServer:
 
     Parameters
     ----------
-    root : working folder; the data lie in ``<root>/postgres`` (as root: in the system's temporary folder if no
-        other account can reach that).
+    root : working folder; the data lie in ``<root>/postgres`` (as root: in ``/var/tmp`` or the temporary folder if
+        no other account can reach that; ``<root>/postgres/location`` says where).
     bindir : folder of the binaries, None = find them.
     """
 
@@ -95,6 +100,8 @@ class EmbeddedServer:
         self.data = self._reachable_data()
         tag = hashlib.sha256(str(self.data).encode()).hexdigest()[:12]
         self.socket_dir = Path(tempfile.gettempdir()) / f"seechange-pg-{tag}"
+        if len(str(self.socket_dir)) > _LONGEST_SOCKET_DIR:
+            self.socket_dir = Path("/tmp") / self.socket_dir.name
         self.log = self.data.parent / "server.log"
         self._bindir = bindir
 
@@ -107,8 +114,15 @@ class EmbeddedServer:
             return Path(pointer.read_text().strip())
         home = self.folder / "server"
         if not self._can_reach(self.folder):
-            home = Path(tempfile.gettempdir()) / f"seechange-pgdata-{tag}"
+            # what is to last does not go to the temporary folder, which is emptied when the machine starts
+            temporary, lasting = Path(tempfile.gettempdir()), Path("/var/tmp")
+            if temporary in self.folder.parents or not lasting.is_dir():
+                lasting = temporary
+            home = lasting / f"seechange-pgdata-{tag}"
         home.mkdir(parents=True, exist_ok=True)
+        if home.is_symlink() or home.stat().st_uid not in (0, self.user.pw_uid):
+            raise ConfigError(f"{home} belongs to another account; remove it, or set paths.root to a folder that every "
+                              "account can enter")
         os.chown(home, self.user.pw_uid, self.user.pw_gid)
         os.chmod(home, 0o700)
         pointer.write_text(f"{home / 'data'}\n")
@@ -133,18 +147,24 @@ class EmbeddedServer:
         if self.user is None or self._can_reach(found):
             return found
         install = found.parent
-        tag = hashlib.sha256(str(install).encode()).hexdigest()[:12]
+        tag = hashlib.sha256(f"{install}{install.stat().st_mtime_ns}".encode()).hexdigest()[:12]
         copy = Path(tempfile.gettempdir()) / f"seechange-pgbin-{tag}"
-        if not (copy / "complete").is_file():
-            shutil.copytree(install, copy / install.name, dirs_exist_ok=True, symlinks=True)
+        if not copy.is_dir():
+            part = Path(tempfile.mkdtemp(prefix=f"{copy.name}-", dir=copy.parent))
+            shutil.copytree(install, part / "package" / install.name, symlinks=True)
             libraries = install.parent.with_name(f"{install.parent.name}.libs")
             if libraries.is_dir():
-                # the wheel's programs look for their libraries two folders up, beside the package
-                shutil.copytree(libraries, copy.parent / libraries.name, dirs_exist_ok=True)
-            for folder, _dirs, _files in os.walk(copy):
+                # the wheel's programs look for their libraries beside the package
+                shutil.copytree(libraries, part / libraries.name)
+            for folder, _dirs, _files in os.walk(part):
                 os.chmod(folder, 0o755)
-            (copy / "complete").touch()
-        return copy / install.name / "bin"
+            try:
+                part.rename(copy)
+            except OSError:
+                shutil.rmtree(part)  # another process was quicker
+        if copy.stat().st_uid != 0:
+            raise ConfigError(f"{copy} does not belong to root; remove it")
+        return copy / "package" / install.name / "bin"
 
     def _call(self, program: str, *args: str) -> subprocess.CompletedProcess[str]:
         account = {}
@@ -152,16 +172,20 @@ class EmbeddedServer:
             account = {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "OMPI_", "PMIX_", "PRTE_"))}
         env |= {"LC_ALL": "C.UTF-8", "HOME": str(self.data.parent)}
-        done: subprocess.CompletedProcess[str] = subprocess.run(
-            [str(self.bindir / program), *args],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=env,
-            cwd="/",
-            timeout=2 * _START_TIMEOUT_S,
-            **account,
-        )  # type: ignore[call-overload]
+        limit = 2 * _START_TIMEOUT_S
+        try:
+            done: subprocess.CompletedProcess[str] = subprocess.run(
+                [str(self.bindir / program), *args],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=env,
+                cwd="/",
+                timeout=limit,
+                **account,
+            )  # type: ignore[call-overload]
+        except subprocess.TimeoutExpired:
+            raise TransientError(f"{program} did not end within {limit} s; see {self.log}") from None
         return done
 
     @property
@@ -170,10 +194,51 @@ class EmbeddedServer:
         return f"postgresql://{SUPERUSER}@/{DATABASE}?host={self.socket_dir}"
 
     def is_running(self) -> bool:
-        """Whether the server answers."""
-        return (self.data / "PG_VERSION").exists() and self._call(
-            "pg_ctl", "-D", str(self.data), "status"
-        ).returncode == 0
+        """Whether the server listens; what a pid file says is not asked, its number may belong to anybody by now."""
+        if not (self.data / "PG_VERSION").exists():
+            return False
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(5)
+            try:
+                s.connect(str(self.socket_dir / _SOCKET))
+            except OSError:
+                return False
+        return True
+
+    def _processes(self) -> list[int]:
+        """Live processes that work in the data folder (known on Linux only)."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cwd"):
+            try:
+                if os.readlink(entry) == str(self.data.resolve()):
+                    found.append(int(entry.parent.name))
+            except OSError:
+                continue
+        return found
+
+    def _clear_remains(self) -> None:
+        """Remove what a killed server left: end a server nobody can reach, wait for its children, remove pid files.
+
+        Raises
+        ------
+        TransientError
+            Processes of the old server do not go away.
+        """
+        pid_file = self.data / "postmaster.pid"
+        if not pid_file.exists() or not Path("/proc/self/cwd").exists():
+            return
+        number = pid_file.read_text().split("\n", 1)[0]
+        end = time.monotonic() + 15
+        while running := self._processes():
+            if number.isdigit() and int(number) in running:
+                os.kill(int(number), signal.SIGINT)
+            if time.monotonic() > end:
+                raise TransientError(f"processes of an old server still work in {self.data}: "
+                                     f"{', '.join(map(str, running))}; end them, then try again")
+            time.sleep(0.2)
+        pid_file.unlink(missing_ok=True)
+        for name in (_SOCKET, f"{_SOCKET}.lock"):
+            (self.socket_dir / name).unlink(missing_ok=True)
 
     def start(self) -> None:
         """Make the database cluster if there is none, and start the server if it does not run.
@@ -187,23 +252,10 @@ class EmbeddedServer:
             if self.is_running():
                 return
             self._make_socket_dir()
-            fresh = not (self.data / "PG_VERSION").exists()
-            if fresh:
-                done = self._call(
-                    "initdb",
-                    "-D",
-                    str(self.data),
-                    "-U",
-                    SUPERUSER,
-                    "-A",
-                    "trust",
-                    "-E",
-                    "UTF8",
-                    "--locale=C.UTF-8",
-                    "--no-sync",
-                )
-                if done.returncode != 0:
-                    raise TransientError(f"initdb failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            if (self.data / "PG_VERSION").exists():
+                self._clear_remains()
+            else:
+                self._make_cluster()
             options = " ".join(f"-c {k}={v}" for k, v in _SETTINGS.items())
             done = self._call(
                 "pg_ctl",
@@ -223,12 +275,23 @@ class EmbeddedServer:
                 raise TransientError(f"the embedded PostgreSQL did not start ({self.log}): {' | '.join(tail)}")
             self._create_database()
 
+    def _make_cluster(self) -> None:
+        """Make an empty cluster under another name, then rename it: one that was interrupted never looks finished."""
+        part = self.data.with_name("data.part")
+        shutil.rmtree(part, ignore_errors=True)
+        done = self._call("initdb", "-D", str(part), "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8")
+        if done.returncode != 0:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            raise TransientError(f"initdb failed in {part}: {' | '.join(lines[-3:])}")
+        part.rename(self.data)
+
     def _make_socket_dir(self) -> None:
-        self.socket_dir.mkdir(exist_ok=True)
+        self.socket_dir.mkdir(exist_ok=True, mode=0o700)
+        owners = {os.geteuid()} if self.user is None else {0, self.user.pw_uid}
+        if self.socket_dir.is_symlink() or self.socket_dir.stat().st_uid not in owners:
+            raise ConfigError(f"{self.socket_dir} belongs to another user; set TMPDIR to a folder of your own")
         if self.user is not None:
             os.chown(self.socket_dir, self.user.pw_uid, self.user.pw_gid)
-        elif self.socket_dir.stat().st_uid != os.geteuid():
-            raise ConfigError(f"{self.socket_dir} belongs to another user; set TMPDIR to a folder of your own")
         os.chmod(self.socket_dir, 0o700)
 
     def _create_database(self) -> None:
@@ -244,7 +307,11 @@ class EmbeddedServer:
         """Stop the server; nothing happens if it does not run."""
         with self._locked("start.lock"):
             if self.is_running():
-                self._call("pg_ctl", "-D", str(self.data), "-w", "-m", "fast", "stop")
+                done = self._call("pg_ctl", "-D", str(self.data), "-w", "-m", "fast", "stop")
+                if done.returncode != 0:
+                    reason = (done.stderr or done.stdout).strip()
+                    raise TransientError(f"the embedded PostgreSQL did not stop: {reason}")
+                shutil.rmtree(self.socket_dir, ignore_errors=True)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
