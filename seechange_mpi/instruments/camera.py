@@ -57,6 +57,9 @@ class Amplifier(_Model):
     x0: int = 0
     y0: int = 0
     """Place of the first pixel in the trimmed section, after flipping (0-based)."""
+    place: Literal["given", "data_section"] = "given"
+    """``data_section``: amplifiers lie as in the HDU they share, whichever side the header puts them; x0, y0 are
+    not used, and the HDU's own WCS holds for the section."""
     flip_x: bool = False
     flip_y: bool = False
     gain: float | str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -239,7 +240,8 @@ def _read_amplifier(
     saturation = _number(amp.saturation, header, camera.saturation or float("inf"), given.get("saturation"),
                          path, f"{what} saturation")
     gain = _number(amp.gain, header, camera.gain, given.get("gain"), path, f"{what} gain")
-    return RawAmplifier(data, overscan, amp.x0, amp.y0, gain, read_noise, saturation, amp.name)
+    x0, y0 = (xs.start, ys.start) if amp.place == "data_section" else (amp.x0, amp.y0)
+    return RawAmplifier(data, overscan, x0, y0, gain, read_noise, saturation, amp.name)
 
 
 def read_section(exposure: ExposureInfo, camera: Camera, section_id: str) -> RawSection:
@@ -254,6 +256,11 @@ def read_section(exposure: ExposureInfo, camera: Camera, section_id: str) -> Raw
     path = exposure.path
     with open_fits(path) as hdus:
         amps = [_read_amplifier(hdus, a, section, camera, exposure) for a in section.amplifiers]
+        origin = (0, 0)
+        if section.amplifiers[0].place == "data_section":
+            origin = min(a.x0 for a in amps), min(a.y0 for a in amps)
+            for a in amps:
+                a.x0, a.y0 = a.x0 - origin[0], a.y0 - origin[1]
         ny = max(a.y0 + a.data.shape[0] for a in amps)
         nx = max(a.x0 + a.data.shape[1] for a in amps)
         if section.size is not None and (nx, ny) != tuple(section.size):
@@ -262,7 +269,7 @@ def read_section(exposure: ExposureInfo, camera: Camera, section_id: str) -> Raw
             raise BadInput(path, f"section {section_id}", "an image", "no finite pixel")
         first = section.amplifiers[0]
         hdu = _get_hdu(hdus, first.hdu if first.hdu is not None else section.hdu, path, f"section {section_id}")
-        wcs_text = section_wcs(hdu.header, section, camera, exposure, (ny, nx))
+        wcs_text = section_wcs(hdu.header, section, camera, exposure, (ny, nx), origin)
         weight = _plane(hdus, camera.weight_hdu, path, "weight", (ny, nx))
         mask = _plane(hdus, camera.mask_hdu, path, "mask", (ny, nx))
     sky_subtracted = bool(exposure.overrides.get("sky_subtracted", camera.sky_subtracted))
@@ -280,26 +287,40 @@ def _plane(hdus: fits.HDUList, hdu: Hdu | None, path: str, what: str, shape: tup
     return np.ascontiguousarray(data, dtype=np.float32)
 
 
+_WCS_CARD = re.compile(r"(WCSAXES|CTYPE[12]|CRVAL[12]|CRPIX[12]|CUNIT[12]|CDELT[12]|CROTA[12]|CD[12]_[12]|PC[12]_[12]"
+                       r"|PV[12]_\d+|(A|B|AP|BP)_(ORDER|\d_\d)|RADESYS|RADECSYS|EQUINOX|LONPOLE|LATPOLE)$")
+
+
 def section_wcs(
-    header: fits.Header, section: Section, camera: Camera, exposure: ExposureInfo, shape: tuple[int, int]
+    header: fits.Header, section: Section, camera: Camera, exposure: ExposureInfo, shape: tuple[int, int],
+    origin: tuple[int, int] = (0, 0),
 ) -> str:
     """Return the approximate WCS of the trimmed section as header text.
 
     The HDU's own celestial WCS when it has one (for sections whose pixels are the HDU's), else a TAN
     projection from the pointing, the section's offset and the pixel scale; "" when there is neither.
+
+    Parameters
+    ----------
+    origin : (x, y) of the section's first pixel in the HDU, for amplifiers placed by their data sections.
     """
-    if "CTYPE1" in header and "CRVAL1" in header and len(section.amplifiers) == 1:
+    own = len(section.amplifiers) == 1 or section.amplifiers[0].place == "data_section"
+    if own and "CTYPE1" in header and "CRVAL1" in header:
         from astropy.wcs import WCS
 
+        # the cards as they are: astropy would write a TPV system without its distortion
+        cards = fits.Header([c for c in header.cards if _WCS_CARD.match(c.keyword)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wcs = WCS(header)
-            if wcs.has_celestial:
-                amp = section.amplifiers[0]
-                if amp.data_section and amp.data_section.startswith("["):
-                    ys, xs = parse_fits_section(amp.data_section)
-                    wcs = wcs[ys, xs]
-                return str(wcs.to_header(relax=True).tostring())
+            usable = WCS(cards).has_celestial
+        if usable:
+            amp = section.amplifiers[0]
+            x, y = origin
+            if amp.place == "given" and amp.data_section and amp.data_section.startswith("["):
+                ys, xs = parse_fits_section(amp.data_section)
+                x, y = xs.start, ys.start
+            cards["CRPIX1"], cards["CRPIX2"] = cards.get("CRPIX1", 0.0) - x, cards.get("CRPIX2", 0.0) - y
+            return str(cards.tostring())
     if exposure.ra_deg is None or exposure.dec_deg is None:
         return ""
     return str(tan_header(exposure.ra_deg, exposure.dec_deg, section, camera.pixel_scale_arcsec, shape).tostring())
