@@ -6,36 +6,59 @@ interpolated by a bicubic spline that never leaves the range of the mesh.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy.ndimage
 from scipy.interpolate import RectBivariateSpline
 
 from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
-from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
-
-_CLIP3_VARIANCE = 0.97335
-"""Variance of a unit Gaussian truncated at ±3 sigma."""
 
 
-def _box_stats(values: np.ndarray, n_sigma: float) -> tuple[float, float]:
-    """Clipped level and rms of the pixels of one box."""
-    v = values
-    median = float(np.median(v))
-    std = MAD_TO_SIGMA * float(np.median(np.abs(v - median)))
-    for _ in range(6):
-        keep = np.abs(v - median) <= n_sigma * std
-        if keep.all() or not keep.any():
+def _truncated_variance(n_sigma: float) -> float:
+    """Variance of a unit Gaussian truncated at ±n_sigma."""
+    density = math.exp(-0.5 * n_sigma**2) / math.sqrt(2 * math.pi)
+    return 1.0 - 2.0 * n_sigma * density / math.erf(n_sigma / math.sqrt(2))
+
+
+def _box_stats(values: np.ndarray, n_sigma: float, crowded: bool) -> tuple[float, float]:
+    """Clipped level and rms of the pixels of one box.
+
+    The values are sorted once; each round of clipping is then two bisections. The level is the clipped mean, or
+    in `crowded` boxes, whose sources are still in, the estimate 2.5 median − 1.5 mean of the mode (or the
+    median, where the two differ by more than 0.3 rms).
+    """
+    v = np.sort(values).astype(np.float64)
+    offset = v[v.size // 2]
+    v -= offset
+    sums, squares = (np.concatenate([[0.0], np.cumsum(a)]) for a in (v, v * v))
+    lo, hi = 0, v.size
+    median = 0.5 * (v[(hi - 1) // 2] + v[hi // 2])
+    std = 0.5 * (v[int(0.8413 * (hi - 1))] - v[int(0.1587 * (hi - 1))])
+    mean = sums[hi] / hi
+    for _ in range(8):
+        first = max(lo, int(np.searchsorted(v, median - n_sigma * std, "left")))
+        last = min(hi, int(np.searchsorted(v, median + n_sigma * std, "right")))
+        if last - first < 8:
             break
-        v = v[keep]
-        median, std = float(np.median(v)), float(v.std())
-    mean = float(v.mean())
-    if n_sigma == 3.0:
-        std /= np.sqrt(_CLIP3_VARIANCE)
-    return (2.5 * median - 1.5 * mean if abs(mean - median) < 0.3 * std else median), std
+        same = (first, last) == (lo, hi)
+        lo, hi = first, last
+        n = hi - lo
+        median = 0.5 * (v[lo + (n - 1) // 2] + v[lo + n // 2])
+        mean = (sums[hi] - sums[lo]) / n
+        # the truncation of a Gaussian is undone in every round, so that clipping does not run away inwards
+        std = math.sqrt(max((squares[hi] - squares[lo]) / n - mean**2, 0.0) / _truncated_variance(n_sigma))
+        if same:
+            break
+    level = mean
+    if crowded:
+        level = 2.5 * median - 1.5 * mean if abs(mean - median) < 0.3 * std else median
+    return float(level + offset), float(std)
 
 
 def fit_mesh(
-    data: Array, mask: Array | None = None, box_size: int = 128, filter_size: int = 3, n_sigma: float = 3.0
+    data: Array, mask: Array | None = None, box_size: int = 128, filter_size: int = 3, n_sigma: float = 3.0,
+    *, crowded: bool = True,
 ) -> tuple[Array, Array]:
     """Return background and rms at the box centres, each (ceil(ny/box), ceil(nx/box)) float32.
 
@@ -46,6 +69,8 @@ def fit_mesh(
     data : (ny, nx) float32
     mask : (ny, nx) bool, optional; True = leave out.
     box_size : int [pix];  filter_size : int, boxes of the median filter;  n_sigma : float, clipping.
+    crowded : bool
+        True: sources are still in the image, the level estimates the mode; False: they are masked, it is the mean.
     """
     xp = get_xp(data)
     d = asnumpy(data)
@@ -62,7 +87,7 @@ def fit_mesh(
             good = ~bad[rows, cols]
             if good.sum() < max(16, 0.1 * good.size):
                 continue
-            level[j, i], rms[j, i] = _box_stats(d[rows, cols][good].astype(np.float64), n_sigma)
+            level[j, i], rms[j, i] = _box_stats(d[rows, cols][good], n_sigma, crowded)
     level, rms = _fill(level), _fill(rms)
     if filter_size > 1 and level.size > 1:
         level = scipy.ndimage.median_filter(level, size=filter_size, mode="nearest")
@@ -113,7 +138,19 @@ def source_mask(residual: Array, rms: Array, n_sigma: float = 2.0, smooth: float
         keep = sizes >= 5
         keep[0] = False
         hot = keep[labels]
-    return get_xp(residual).asarray(scipy.ndimage.binary_dilation(hot, iterations=grow))
+    return get_xp(residual).asarray(_grow(hot, grow))
+
+
+def _grow(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Dilate by a diamond of radius `steps`."""
+    for _ in range(steps):
+        wider = mask.copy()
+        wider[1:] |= mask[:-1]
+        wider[:-1] |= mask[1:]
+        wider[:, 1:] |= mask[:, :-1]
+        wider[:, :-1] |= mask[:, 1:]
+        mask = wider
+    return mask
 
 
 def fit_background(
@@ -130,5 +167,5 @@ def fit_background(
         shape = (data.shape[0], data.shape[1])
         residual = asnumpy(data) - asnumpy(render_mesh(mesh, box_size, shape))
         sources = asnumpy(source_mask(residual, render_mesh(rms, box_size, shape), detect_sigma))
-        mesh, rms = fit_mesh(data, bad | sources, box_size, filter_size)
+        mesh, rms = fit_mesh(data, bad | sources, box_size, filter_size, crowded=False)
     return mesh, rms
