@@ -12,6 +12,8 @@ Model: N = F_n f ⊗ P_n + noise, R = F_r f ⊗ P_r + noise, with unit-sum PSFs 
     V_S  = V_N ⊗ k_n² + V_R ⊗ k_r² + astrometric terms                         eq. 26, 27, 30–33
     S_corr = S / √V_S                                                          eq. 25
     α = S / F_S,  σ_α = √V_S / F_S                                             eq. 41–43
+
+F_S is the response to a unit transient; where part of its PSF is masked, only the rest counts.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ import numpy as np
 
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
 from seechange_mpi.gpu_kernels.fft import centred_kernel, good_size, irfft2, rfft2
+
+
+_FLOOR = 1e-5
+"""Weight of the delta function that stands for both PSFs where they have no power."""
 
 
 @dataclass
@@ -113,17 +119,18 @@ def zogy_subtract(
     f_d = fr * fn / float(np.sqrt(noise_new**2 * fr**2 + noise_ref**2 * fn**2))
 
     n_hat, r_hat = rfft2(n, shape), rfft2(r, shape)
-    root = xp.sqrt(den)
-    d = irfft2((real(fr) * p_r * n_hat - real(fn) * p_n * r_hat) / root, shape)[view].astype(real)
-    psf_hat = real(fr * fn / f_d) * p_r * p_n / root
+    d, psf_hat = _difference(n_hat, r_hat, p_n, p_r, (fn, fr), (noise_new, noise_ref), shape, xp)
+    d = d[view].astype(real)
     s_n = irfft2(k_n * n_hat, shape)[view]
     s_r = irfft2(k_r * r_hat, shape)[view]
     s = s_n - s_r
-    k_n2, k_r2 = (rfft2(irfft2(k, shape) ** 2) for k in (k_n, k_r))
+    kernel_n = irfft2(k_n, shape)
+    seen = _seen(bad, kernel_n, p_n, real(fn), f_s, shape, xp)[view]
+    k_n2, k_r2 = rfft2(kernel_n**2), rfft2(irfft2(k_r, shape) ** 2)
     v_s = irfft2(rfft2(v_n, shape) * k_n2 + rfft2(v_r, shape) * k_r2, shape)[view]
-    floor = 1e-3 * float(xp.median(v_s[~bad]))
+    floor = 1e-3 * float(xp.median(v_s[~bad][::7]))
     v_s = xp.maximum(v_s, floor)
-    flux_err = xp.sqrt(v_s) / f_s
+    flux_err = xp.sqrt(v_s) / seen
     if sigma_x or sigma_y:
         for part in (s_n, s_r):
             gy, gx = xp.gradient(part)
@@ -131,9 +138,39 @@ def zogy_subtract(
     moving = _translient(s, v_s, spectrum, shape, f_s, xp)
     return ZogyResult(
         difference=_masked(d, bad, xp), psf=_psf_stamp(psf_hat, shape, pad, xp), score=_masked(s, bad, xp),
-        score_corr=_masked(s / xp.sqrt(v_s), bad, xp), flux=_masked(s / f_s, bad, xp),
+        score_corr=_masked(s / xp.sqrt(v_s), bad, xp), flux=_masked(s / seen, bad, xp),
         flux_err=_masked(flux_err, bad, xp), translient=_masked(moving, bad, xp),
         flux_zero_point=f_d)
+
+
+def _difference(n_hat: Array, r_hat: Array, p_n: Array, p_r: Array, flux: tuple[float, float],
+                noise: tuple[float, float], shape: tuple[int, int], xp: Any) -> tuple[Array, Array]:
+    """D of eq. 13 and the transform of F_D-normalised P_D of eq. 14.
+
+    Where both PSFs have no power their ratio, and with it the kernel of D, would be rounding noise that spreads
+    sharp edges over the whole image. A delta function of weight `_FLOOR` added to both makes D there the scaled
+    plain difference: still white, of unit variance, and local.
+    """
+    real = p_n.real.dtype.type
+    (fn, fr), (sn, sr) = flux, noise
+    q_n, q_r = p_n + real(_FLOOR), p_r + real(_FLOOR)
+    root = xp.sqrt(real((sn * fr) ** 2) * _abs2(q_r) + real((sr * fn) ** 2) * _abs2(q_n))
+    q_n *= real(fn) / root
+    q_r *= real(fr) / root
+    d = irfft2(q_r * n_hat - q_n * r_hat, shape)
+    f_d = fr * fn / float(np.sqrt(sn**2 * fr**2 + sr**2 * fn**2))
+    return d, q_r * p_n * real(fn / f_d)
+
+
+def _seen(bad: Array, kernel_n: Array, p_n: Array, fn: Any, f_s: float, shape: tuple[int, int], xp: Any) -> Array:
+    """F_S at each pixel: the score of a unit transient there, what is masked or off the image left out.
+
+    S(x) of a transient at x is Σ_v k_n(v) F_n P_n(−v) good(x − v), which is F_S where every pixel is good. Held
+    above a tenth of F_S.
+    """
+    response = fn * kernel_n * irfft2(xp.conj(p_n), shape)
+    seen = irfft2(rfft2((~bad).astype(response.dtype), shape) * rfft2(response), shape)
+    return xp.maximum(seen, response.dtype.type(0.1 * f_s))
 
 
 def _check(new: Array, ref: Array, psf_new: Array, psf_ref: Array, *positive: float) -> None:
