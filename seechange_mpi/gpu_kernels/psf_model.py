@@ -79,13 +79,18 @@ def _lanczos(u: Array, xp: Any) -> Array:
 def shift_matrices(shift: Array, n_out: int, n_in: int) -> Array:
     """Return (k, n_out, n_in) matrices that shift centred profiles by `shift` pixels (rows sum to 1)."""
     xp = get_xp(shift)
-    i = xp.arange(n_out, dtype=xp.float64) - n_out // 2
-    p = xp.arange(n_in, dtype=xp.float64) - n_in // 2
-    w = _lanczos(i[None, :, None] - xp.asarray(shift)[:, None, None] - p[None, None, :], xp)
+    shift = xp.asarray(shift, dtype=xp.float64)
+    if shift.size == 0:
+        return xp.zeros((0, n_out, n_in))
+    # the kernel once per shift and tap; the matrices are bands of it
+    first = int(xp.floor(shift.min())) - _LANCZOS
+    last = int(xp.ceil(shift.max())) + _LANCZOS
+    taps = _lanczos(xp.arange(first - 1, last + 2, dtype=xp.float64)[None, :] - shift[:, None], xp)
     # normalise by the full sum of the kernel, so that profiles fade at the edge of the basis
-    m = xp.arange(-_LANCZOS, _LANCZOS + 1, dtype=xp.float64)
-    frac = xp.asarray(shift) - xp.round(xp.asarray(shift))
-    return w / _lanczos(m[None, :] - frac[:, None], xp).sum(axis=1)[:, None, None]
+    taps = taps / taps.sum(axis=1)[:, None]
+    distance = (xp.arange(n_out) - n_out // 2)[:, None] - (xp.arange(n_in) - n_in // 2)[None, :]
+    # both ends of the taps are zero
+    return taps[:, xp.clip(distance - (first - 1), 0, last - first + 2)]
 
 
 def local_stamps(psf: PSFLike, x: Array, y: Array) -> Array:
