@@ -165,7 +165,9 @@ def fit_background(
     mesh, rms = fit_mesh(data, bad, box_size, filter_size)
     for _ in range(iterations):
         shape = (data.shape[0], data.shape[1])
+        # what is left of the last solution is fitted: gradients inside a box do not count as noise
         residual = asnumpy(data) - asnumpy(render_mesh(mesh, box_size, shape))
         sources = asnumpy(source_mask(residual, render_mesh(rms, box_size, shape), detect_sigma))
-        mesh, rms = fit_mesh(data, bad | sources, box_size, filter_size, crowded=False)
+        change, rms = fit_mesh(get_xp(data).asarray(residual), bad | sources, box_size, filter_size, crowded=False)
+        mesh = mesh + change
     return mesh, rms

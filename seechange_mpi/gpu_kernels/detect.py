@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,10 +56,9 @@ def find_peaks(
     r = int(np.ceil(merge_radius))
     yy, xx = np.mgrid[-r: r + 1, -r: r + 1]
     disc = (yy**2 + xx**2) <= merge_radius**2
-    highest = nd.maximum_filter(strength, footprint=xp.asarray(disc), mode="constant")
-    hit = (strength >= threshold) & (strength == highest)
-    py, px = (asnumpy(a) for a in xp.nonzero(hit))
-    labels, _ = nd.label(strength >= threshold, structure=xp.ones((3, 3), dtype=int))
+    above = strength >= threshold
+    py, px = (asnumpy(a) for a in _local_maxima(strength, above, disc, xp))
+    labels, _ = nd.label(above, structure=xp.ones((3, 3), dtype=int))
     labels_host, s_host, bad_host = asnumpy(labels), asnumpy(s), asnumpy(bad)
     py, px = _drop_ties(py, px, merge_radius)
     sizes = np.bincount(labels_host.ravel())
@@ -66,6 +66,22 @@ def find_peaks(
     x, y = _parabola(np.abs(s_host), px, py)
     return Peaks(px, py, x, y, s_host[py, px], sizes[labels_host[py, px]],
                  _count_near(bad_host, px, py, r, disc))
+
+
+def _local_maxima(strength: Array, above: Array, disc: np.ndarray, xp: Any) -> tuple[Array, Array]:
+    """Pixels `above` with no larger one within the disc; only those pixels are looked at."""
+    r = disc.shape[0] // 2
+    padded = xp.pad(strength, r)
+    width = padded.shape[1]
+    y, x = xp.nonzero(above)
+    base = (y + r) * width + x + r
+    own = strength[y, x]
+    top = xp.ones(own.shape, dtype=bool)
+    flat = padded.ravel()
+    for oy, ox in np.argwhere(disc) - r:
+        if oy or ox:
+            top &= flat[base + int(oy * width + ox)] <= own
+    return y[top], x[top]
 
 
 def _drop_ties(py: np.ndarray, px: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:

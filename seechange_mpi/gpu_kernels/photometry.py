@@ -86,9 +86,9 @@ def psf_photometry(
     if fit_position:
         a = xp.stack([p, flux[:, None, None] * px, flux[:, None, None] * py], axis=-1).reshape(n, -1, 3)
         normal = a.transpose(0, 2, 1) @ (weight.reshape(n, -1, 1) * a)
-        scale = xp.maximum(xp.einsum("nii->ni", normal), 1e-300)
-        cov = xp.linalg.inv(normal / xp.sqrt(scale[:, :, None] * scale[:, None, :]) + 1e-9 * xp.eye(3))
-        errors = xp.sqrt(xp.maximum(xp.einsum("nii->ni", cov), 0) / scale)
+        scale = xp.sqrt(xp.maximum(xp.einsum("nii->ni", normal), 1e-150))
+        cov = xp.linalg.inv(normal / (scale[:, :, None] * scale[:, None, :]) + 1e-9 * xp.eye(3))
+        errors = xp.sqrt(xp.maximum(xp.einsum("nii->ni", cov), 0)) / scale
         flux_err, x_err, y_err = errors[:, 0], errors[:, 1], errors[:, 2]
     else:
         flux_err = 1.0 / xp.sqrt(pp)
@@ -126,7 +126,7 @@ def _fit_positions(
         p, px, py = _profiles(centred, dx, dy, size)
         a = xp.stack([p, px, py], axis=-1).reshape(n, -1, 3)
         normal = a.transpose(0, 2, 1) @ (w * a)
-        scale = xp.sqrt(xp.maximum(xp.einsum("nii->ni", normal), 1e-300))
+        scale = xp.sqrt(xp.maximum(xp.einsum("nii->ni", normal), 1e-150))
         rhs = (a.transpose(0, 2, 1) @ (w * stamps.reshape(n, -1, 1)))[..., 0] / scale
         sol = xp.linalg.solve(normal / (scale[:, :, None] * scale[:, None, :]) + 1e-9 * xp.eye(3),
                               rhs[..., None])[..., 0] / scale

@@ -26,7 +26,6 @@ import numpy as np
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
 from seechange_mpi.gpu_kernels.fft import centred_kernel, good_size, irfft2, rfft2
 
-
 _FLOOR = 1e-5
 """Weight of the delta function that stands for both PSFs where they have no power."""
 
