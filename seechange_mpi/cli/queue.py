@@ -27,8 +27,10 @@ def _queue(config: str | None, sets: list[str] | None) -> Iterator[LocalQueue]:
     resolved = load_config(config, sets)
     with server(resolved) as opened:
         queue = LocalQueue(opened, max_attempts=resolved.settings.queue.max_attempts)
-        yield queue
-        queue.close()
+        try:
+            yield queue
+        finally:
+            queue.close()
 
 
 @app.command()

@@ -15,7 +15,7 @@ Refset = Annotated[str | None, typer.Option("--refset", help="Set of references;
 
 @app.command()
 def add(
-    exposures: Annotated[list[str], typer.Argument(help="Identifiers of processed exposures.")],
+    exposures: Annotated[list[str], typer.Argument(help="Identifiers of processed exposures, or their bundles.")],
     sections: Annotated[str | None, typer.Option("--sections", help="Only these, e.g. S1,S3.")] = None,
     refset: Refset = None,
     config: ConfigOption = None,
@@ -27,6 +27,7 @@ def add(
     """
     from seechange_mpi.db.engine import session
     from seechange_mpi.db.references import add_reference
+    from seechange_mpi.io.bundle import read_bundle
     from seechange_mpi.model.exposure import identifier_of
 
     resolved = load_config(config, set_)
@@ -34,7 +35,8 @@ def add(
     only = [s.strip() for s in sections.split(",")] if sections else None
     with session(resolved) as conn:
         for exposure in exposures:
-            identifier = identifier_of(exposure)
+            is_bundle = exposure.endswith(".h5")
+            identifier = read_bundle(exposure).exposure.identifier if is_bundle else identifier_of(exposure)
             new = add_reference(conn, identifier, refset=name, sections=only)
             typer.echo(f"{identifier}: {len(new)} sections are new references in '{name}'"
                        + (f" ({', '.join(new)})" if new else " (they were there already)"))

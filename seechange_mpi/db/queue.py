@@ -170,6 +170,22 @@ class LocalQueue:
         row = self._call(work)
         return None if row is None else Claim(*row)
 
+    def expire_owners(self, is_gone: Callable[[str], bool]) -> int:
+        """End the leases of owners that are known to be gone; return how many."""
+
+        def work(conn: Connection) -> int:
+            rows: Any = conn.execute(
+                "SELECT DISTINCT owner FROM knownexposures WHERE state = 'claimed' AND owner IS NOT NULL"
+            ).fetchall()
+            gone = [r[0] for r in rows if is_gone(r[0])]
+            return conn.execute(
+                "UPDATE knownexposures SET lease_expires = now() - interval '1 second' "
+                "WHERE state = 'claimed' AND owner = ANY(%s) AND lease_expires >= now()",
+                (gone,),
+            ).rowcount
+
+        return self._call(work)
+
     def heartbeat(self, claim: Claim, lease_s: float) -> bool:
         """Extend the lease; False when it was lost."""
         return self._call(

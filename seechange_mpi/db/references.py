@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seechange_mpi.db.bulk import insert_rows
+from seechange_mpi.db.linking import unit_vectors
 from seechange_mpi.db.provenance import store_provenances
 from seechange_mpi.model.errors import ConfigError
 from seechange_mpi.model.ids import stable_id
@@ -49,6 +50,10 @@ def add_reference(
                 f"{identifier}: no calibrated section of it is in the database; exposures there: "
                 f"{', '.join(str(k) for k in known) or 'none'}"
             )
+        lacking = set(wanted or ()) - {r[0] for r in rows}
+        if lacking:
+            names = ", ".join(sorted(lacking))
+            raise ConfigError(f"{identifier}: no calibrated section {names} of it is in the database")
         refset_id = stable_id("refset", refset)
         insert_rows(conn, "refsets", [{"_id": refset_id, "name": refset}])
         new = []
@@ -79,12 +84,12 @@ def add_reference(
 
 def remove_reference(conn: Connection, identifier: str, refset: str = "default") -> int:
     """Take an exposure out of a set of references; return the number of sections."""
-    done = conn.execute(
-        "DELETE FROM refs r USING images i, exposures e, refsets s WHERE r.image_id = i._id AND i.exposure_id = e._id "
-        "AND r.refset_id = s._id AND e.origin_identifier = %s AND s.name = %s",
-        (identifier, refset),
-    )
-    conn.commit()
+    with conn.transaction():
+        done = conn.execute(
+            "DELETE FROM refs r USING images i, exposures e, refsets s WHERE r.image_id = i._id AND "
+            "i.exposure_id = e._id AND r.refset_id = s._id AND e.origin_identifier = %s AND s.name = %s",
+            (identifier, refset),
+        )
     return done.rowcount
 
 
@@ -122,33 +127,46 @@ def find_references(
     filters : section id -> filter.
     exclude : identifier of the exposure itself.
     """
-    rows: list[Any] = conn.execute(
-        "SELECT r.section_id, r.filepath, r.filter, i._id::text, e.origin_identifier, i.provenance_id, "
-        "z.provenance_id, "
-        "i.lim_mag_estimate, i.mjd, i.ra_corner_00, i.dec_corner_00, i.ra_corner_01, i.dec_corner_01, i.ra_corner_11, "
-        "i.dec_corner_11, i.ra_corner_10, i.dec_corner_10 FROM refs r JOIN refsets s ON r.refset_id = s._id "
-        "JOIN images i ON r.image_id = i._id JOIN exposures e ON i.exposure_id = e._id JOIN zero_points z ON "
-        "r.zp_id = z._id "
-        "WHERE s.name = %(set)s AND r.instrument = %(cam)s AND (%(any)s OR r.filter = ANY(%(filters)s)) "
-        "AND e.origin_identifier <> %(self)s ORDER BY i._id",
-        {
-            "set": refset,
-            "cam": instrument,
-            "any": any_filter,
-            "filters": sorted(set(filters.values())),
-            "self": exclude,
-        },
-    ).fetchall()
+    if not footprints:
+        return {}
+    ra, dec = _centre([c for corners in footprints.values() for c in corners])
+    radius = max(_separation(ra, dec, *c) for corners in footprints.values() for c in corners)
+    with conn.transaction():
+        rows: list[Any] = conn.execute(
+            "SELECT r.section_id, r.filepath, r.filter, i._id::text, e.origin_identifier, i.provenance_id, "
+            "z.provenance_id, i.lim_mag_estimate, i.mjd, i.ra_corner_00, i.dec_corner_00, i.ra_corner_01, "
+            "i.dec_corner_01, i.ra_corner_11, i.dec_corner_11, i.ra_corner_10, i.dec_corner_10 "
+            "FROM refs r JOIN refsets s ON r.refset_id = s._id JOIN images i ON r.image_id = i._id "
+            "JOIN exposures e ON i.exposure_id = e._id JOIN zero_points z ON r.zp_id = z._id "
+            "WHERE s.name = %(set)s AND r.instrument = %(cam)s AND (%(any)s OR r.filter = ANY(%(filters)s)) "
+            f"AND e.origin_identifier <> %(self)s AND {_distance('%(ra)s', '%(dec)s')} <= "
+            f"%(radius)s + 1.5 * {_distance('i.ra_corner_00', 'i.dec_corner_00')} ORDER BY i._id",
+            {
+                "set": refset,
+                "cam": instrument,
+                "any": any_filter,
+                "filters": sorted(set(filters.values())),
+                "self": exclude,
+                "ra": ra,
+                "dec": dec,
+                # approximate pointings, footprints that are not centred
+                "radius": 1.2 * radius + 0.1,
+            },
+        ).fetchall()
     out: dict[str, ReferenceLink] = {}
+    quads = [[(r[k], r[k + 1]) for k in (9, 11, 13, 15)] for r in rows]
+    circles = _circles(quads)
     for section_id, corners in footprints.items():
         best: tuple[tuple[float, ...], Any] | None = None
-        for r in rows:
+        for n in np.flatnonzero(_touching(_circles([corners]), circles)):
+            r = rows[n]
             if r[2] != filters[section_id] and not any_filter:
                 continue
-            cover = overlap(corners, [(r[k], r[k + 1]) for k in (9, 11, 13, 15)])
+            cover = overlap(corners, quads[n])
             if cover < min_overlap:
                 continue
-            rank = (float(r[2] == filters[section_id]), round(cover, 1), float(r[7] or 0), float(r[8]))
+            depth = float(r[7]) if r[7] is not None and np.isfinite(r[7]) else 0.0
+            rank = (float(r[2] == filters[section_id]), round(cover, 1), depth, float(r[8]))
             if best is None or rank > best[0]:
                 best = (rank, r)
         if best is not None:
@@ -159,13 +177,38 @@ def find_references(
     return out
 
 
-def overlap(section: Corners, reference: Corners, grid: int = 11) -> float:
+def _distance(ra: str, dec: str) -> str:
+    """SQL: angle [deg] between an image's centre and a position."""
+    return f"acosd(least(1, greatest(-1, sind(i.dec) * sind({dec}) + cosd(i.dec) * cosd({dec}) * cosd(i.ra - {ra}))))"
+
+
+def _separation(ra1: float, dec1: float, ra2: float, dec2: float) -> float:
+    """Angle [deg] between two positions."""
+    a, b = unit_vectors([ra1, ra2], [dec1, dec2])
+    return float(np.rad2deg(np.arctan2(np.linalg.norm(np.cross(a, b)), a @ b)))
+
+
+def _circles(quads: Sequence[Corners]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Centres (n, 3) and radii (n,), as chords of the unit sphere, of circles around quadrilaterals."""
+    corners = np.asarray(quads, float).reshape(-1, 2)
+    v = unit_vectors(corners[:, 0], corners[:, 1]).reshape(-1, 4, 3)
+    centre = v.mean(axis=1)
+    centre /= np.linalg.norm(centre, axis=1, keepdims=True)
+    return centre, np.linalg.norm(v - centre[:, None], axis=2).max(axis=1, initial=0.0)
+
+
+def _touching(one: tuple[npt.NDArray[np.float64], ...], many: tuple[npt.NDArray[np.float64], ...]) -> Any:
+    """Which circles touch one circle."""
+    return np.linalg.norm(many[0] - one[0], axis=1) <= 1.01 * (many[1] + one[1][0]) + 1e-9
+
+
+def overlap(section: Corners, reference: Corners, grid: int = 20) -> float:
     """Fraction of a footprint that another covers (convex quadrilaterals; corners in order around)."""
     ra0, dec0 = _centre(section)
     a, b = _plane(section, ra0, dec0), _plane(reference, ra0, dec0)
     if not np.isfinite(b).all():
         return 0.0
-    u, v = np.meshgrid(np.linspace(0.02, 0.98, grid), np.linspace(0.02, 0.98, grid))
+    u, v = np.meshgrid(*[(np.arange(grid) + 0.5) / grid] * 2)
     a = a[np.argsort(np.arctan2(*(a - a.mean(axis=0)).T[::-1]))]
     b = b[np.argsort(np.arctan2(*(b - b.mean(axis=0)).T[::-1]))]
     p = (

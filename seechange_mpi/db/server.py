@@ -28,6 +28,8 @@ DATABASE = "seechange"
 SUPERUSER = "seechange"
 _START_TIMEOUT_S = 60
 _SOCKET = ".s.PGSQL.5432"
+_SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
+"""First message of PostgreSQL's protocol that every live server answers with one letter."""
 _LONGEST_SOCKET_DIR = 85
 """The path of a Unix socket has at most 107 bytes, ``/.s.PGSQL.5432.lock`` included."""
 _SETTINGS = {
@@ -201,9 +203,10 @@ class EmbeddedServer:
             s.settimeout(5)
             try:
                 s.connect(str(self.socket_dir / _SOCKET))
+                s.sendall(_SSL_REQUEST)
+                return s.recv(1) != b""
             except OSError:
                 return False
-        return True
 
     def _processes(self) -> list[int]:
         """Live processes that work in the data folder (known on Linux only)."""

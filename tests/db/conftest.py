@@ -61,9 +61,25 @@ def empty_url(embedded):
 
 
 @pytest.fixture
-def url(embedded, migrated):
-    """URL of a database with the schema and no rows."""
+def fresh_url(embedded, migrated):
+    """URL of a database with the schema and no rows, for this test alone."""
     return _create(embedded, migrated)
+
+
+@pytest.fixture(scope="session")
+def shared_url(embedded, migrated):
+    """URL of the database that tests share, one after the other."""
+    return _create(embedded, migrated)
+
+
+@pytest.fixture
+def url(shared_url):
+    """URL of a database with the schema and no rows."""
+    from seechange_mpi.db.schema import metadata
+
+    with psycopg.connect(shared_url) as conn:
+        conn.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(map(sql.Identifier, sorted(metadata.tables)))))
+    return shared_url
 
 
 @pytest.fixture

@@ -128,15 +128,13 @@ def test_other_content_is_refused_and_nothing_is_written(conn, bundles):
     assert dump(conn) == before
 
 
-def test_replace_gives_what_a_fresh_database_would_have(conn, bundles, embedded, migrated):
-    from conftest import _create
-
+def test_replace_gives_what_a_fresh_database_would_have(conn, bundles, fresh_url):
     commit(conn, bundles(two_sections()))
     path = bundles(two_sections(zp=25.5, at=[C]))
     done = commit(conn, path, replace=True)
     assert done.inserted["measurements"] == 1
     assert not commit(conn, path).inserted.get("measurements")
-    with connect(_create(embedded, migrated)) as fresh:
+    with connect(fresh_url) as fresh:
         commit(fresh, path)
         assert dump(conn, "commit_fence") == dump(fresh, "commit_fence")
 
@@ -302,9 +300,10 @@ def test_the_same_bundle_committed_twice_at_once(url, bundles):
     assert sorted(results) == [False, True, True]
 
 
-def test_errors_in_sql_are_not_hidden(conn, bundles):
+def test_errors_in_sql_are_not_hidden(fresh_url, bundles):
     """A broken schema is a bug, not something to wait for."""
-    conn.execute("DROP TABLE deepscores")
-    conn.commit()
-    with pytest.raises(psycopg.errors.UndefinedTable):
-        commit(conn, bundles(two_sections()))
+    with connect(fresh_url) as conn:
+        conn.execute("DROP TABLE deepscores")
+        conn.commit()
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            commit(conn, bundles(two_sections()))
