@@ -68,10 +68,21 @@ def _load(name: str) -> Any:
     return typer.main.get_command(app)
 
 
+def explain(err: BaseException) -> int:
+    """Write the one line that an expected error deserves; return its exit code."""
+    from seechange_mpi.model.errors import ConfigError, Drain, ExitCode
+
+    if isinstance(err, Drain):
+        sys.stderr.write(f"stopped: {err}\n")
+        return int(ExitCode.DRAINED)
+    sys.stderr.write(f"error: {err}\n")
+    return int(ExitCode.USAGE if isinstance(err, ConfigError) else ExitCode.EXPOSURE_FAILED)
+
+
 def _run_verb(name: str, args: list[str]) -> int:
     import typer
 
-    from seechange_mpi.model.errors import ConfigError, Drain, ExitCode, SeeChangeError
+    from seechange_mpi.model.errors import Drain, ExitCode, SeeChangeError
 
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
@@ -80,15 +91,8 @@ def _run_verb(name: str, args: list[str]) -> int:
         return err.exit_code
     except typer.Abort:
         return 130
-    except ConfigError as err:
-        sys.stderr.write(f"error: {err}\n")
-        return int(ExitCode.USAGE)
-    except SeeChangeError as err:
-        sys.stderr.write(f"error: {err}\n")
-        return int(ExitCode.EXPOSURE_FAILED)
-    except Drain as err:
-        sys.stderr.write(f"stopped: {err}\n")
-        return int(ExitCode.DRAINED)
+    except (SeeChangeError, Drain) as err:
+        return explain(err)
     except BrokenPipeError:
         return 141
     except usage_error as err:

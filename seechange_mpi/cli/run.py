@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seechange_mpi.cli.common import ConfigOption, SetOption, load_config
+from seechange_mpi.cli.main import explain
+from seechange_mpi.model.errors import Drain, ExitCode, SeeChangeError
 from seechange_mpi.model.task import STEPS
 
 if TYPE_CHECKING:
@@ -50,40 +52,54 @@ def command(
 
     from seechange_mpi.mpi.comm import announced_size
 
+    resolved = load_config(config, set_)
+    for step in (first, last):
+        if step is not None and step not in STEPS:
+            raise typer.BadParameter(f"no step '{step}'; there are: {_STEP_HELP}")
+    if first is not None and STEPS.index(first) > STEPS.index(last):
+        raise typer.BadParameter(f"--from {first} comes after --through {last}")
+    params = _params(param or [])
     if processes > 1 and announced_size() is None and not dry_run:
         import sys
 
         from seechange_mpi.mpi.launcher import launch
 
-        resolved = load_config(config, set_)
         return launch(processes, ["run", *_without_n(sys.argv[2:])], resolved.settings.run.mpiexec)
-    resolved = load_config(config, set_)
-    for step in (first, last):
-        if step is not None and step not in STEPS:
-            raise typer.BadParameter(f"no step '{step}'; there are: {_STEP_HELP}")
     from seechange_mpi.mpi.comm import get_comm
-    from seechange_mpi.mpi.launcher import leave
+    from seechange_mpi.mpi.launcher import drain_on_signals, is_launched, leave
 
     comm = get_comm()
-    if comm.rank != 0:
-        from seechange_mpi.mpi.worker import work
-
+    with drain_on_signals(comm.rank):
+        if comm.rank != 0:
+            _serve(comm)
+            return 0
+        if processes > 1 and comm.size != processes and not dry_run:
+            typer.echo(f"-n {processes} is passed over: a launcher has started {comm.size} already")
         try:
-            work(comm)
-        except BaseException:  # noqa: BLE001 - a worker that dies must take the job with it
-            import traceback
+            code = _coordinate(resolved, comm, exposures or [], camera, first, last, sections, params, dry_run,
+                               max_exposures, resolved.settings.run.report if report is None else report)
+        except (SeeChangeError, Drain) as err:
+            if not is_launched():
+                raise
+            code = explain(err)  # the code travels beside mpiexec, which would call it a crash
+        finally:
+            from seechange_mpi.mpi.scatter import stop_workers
 
-            traceback.print_exc()
-            comm.abort(1)
-        return 0
-    try:
-        code = _coordinate(resolved, comm, exposures or [], camera, first, last, sections, param or [], dry_run,
-                           max_exposures, resolved.settings.run.report if report is None else report)
-    finally:
-        from seechange_mpi.mpi.scatter import stop_workers
-
-        stop_workers(comm)
+            stop_workers(comm)
     return leave(code)
+
+
+def _serve(comm: Any) -> None:
+    """Work for rank 0; a worker that dies must take the job with it."""
+    from seechange_mpi.mpi.worker import work
+
+    try:
+        work(comm)
+    except BaseException:  # noqa: BLE001 - nothing may end a worker silently
+        import traceback
+
+        traceback.print_exc()
+        comm.abort(1)
 
 
 def _without_n(args: list[str]) -> list[str]:
@@ -101,14 +117,14 @@ def _without_n(args: list[str]) -> list[str]:
 
 
 def _coordinate(resolved: Config, comm: Any, exposures: list[Path], camera: str | None, first: str | None, last: str,
-                sections: str | None, param: list[str], dry_run: bool, max_exposures: int | None, report: bool) -> int:
+                sections: str | None, params: dict[str, Any], dry_run: bool, max_exposures: int | None,
+                report: bool) -> int:
     from seechange_mpi.db.engine import server
     from seechange_mpi.mpi.coordinator import RunOptions
 
     name = camera or resolved.settings.camera.name
     options = RunOptions(first or STEPS[0], last, first is not None,
                          tuple(s.strip() for s in sections.split(",")) if sections else (), max_exposures, report)
-    params = _params(param)
     with server(resolved) as opened:
         if dry_run:
             return _dry_run(resolved, opened, exposures, name, params, options)
@@ -119,11 +135,13 @@ def _run(resolved: Config, opened: Callable[[], Connection], comm: Any, exposure
          params: dict[str, Any], options: RunOptions) -> int:
     from seechange_mpi.db.queue import LocalQueue
     from seechange_mpi.mpi.coordinator import Coordinator
+    from seechange_mpi.mpi.heartbeat import owner_is_gone
     from seechange_mpi.mpi.progress import Progress
     from seechange_mpi.mpi.results import exit_code
     from seechange_mpi.mpi.summary import closing_words
 
     queue = LocalQueue(opened, max_attempts=resolved.settings.queue.max_attempts)
+    queue.expire_owners(owner_is_gone)
     only = [queue.add(path, camera, params=params, again=True) for path in exposures]
     queue.only = sorted(only) if exposures else None
     coordinator = Coordinator(resolved, opened, queue, comm, options, Progress())
@@ -161,8 +179,14 @@ def _dry_run(resolved: Config, opened: Callable[[], Connection], exposures: list
     claims = [Claim(identifier_of(p), camera, str(p.absolute()), 0, 1, datetime.now(UTC), params) for p in exposures]
     if not exposures:
         claims = [Claim(q.identifier, q.instrument, q.filepath, 0, 1, datetime.now(UTC)) for q in queue.list(["ready"])]
+    code = int(ExitCode.OK)
     for claim in claims:
-        prepared = coordinator.prepare(claim)
+        try:
+            prepared = coordinator.prepare(claim)
+        except SeeChangeError as err:
+            typer.echo(f"\n{claim.identifier}: cannot be processed: {err}")
+            code = int(ExitCode.EXPOSURE_FAILED)
+            continue
         typer.echo(f"\n{claim.identifier} ({prepared.exposure.instrument}, {prepared.exposure.filter}, "
                    f"mjd {prepared.exposure.mjd:.4f})")
         for process, pid in next(iter(prepared.tasks.values())).provenances.items():
@@ -173,4 +197,4 @@ def _dry_run(resolved: Config, opened: Callable[[], Connection], exposures: list
             lacks = f"; missing calibration: {', '.join(missing)}" if missing else ""
             plan = prepared.plans[section].describe(prepared.last_steps[section])
             typer.echo(f"  {section:<6} {plan}; {link}{lacks}")
-    return 0
+    return code

@@ -158,6 +158,20 @@ def read_bundle(path: str | Path) -> BundleInfo:
             str(f.attrs["code_version"]))
 
 
+def section_shards(path: str | Path) -> dict[str, Path]:
+    """Return section -> shard of a bundle; sections without a shard are left out.
+
+    Raises
+    ------
+    BadInput
+        The bundle is missing, damaged or not a bundle.
+    """
+    with open_h5(path) as f:
+        _check_format(f, path, FORMAT)
+        groups = f["sections"]
+        return {s: Path(path).parent / str(groups[s].attrs["shard"]) for s in groups if "shard" in groups[s].attrs}
+
+
 def read_section(path: str | Path, section_id: str, pixels: bool = False) -> StoredSection:
     """Read a section of a bundle or of a shard.
 

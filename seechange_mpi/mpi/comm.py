@@ -26,6 +26,8 @@ class Communicator(Protocol):
 
     rank: int
     size: int
+    outstanding: dict[int, tuple[str, str]]
+    """On rank 0: worker -> exposure and section it still owes an answer for."""
 
     def send(self, body: Any, dest: int, tag: int) -> None:
         """Send a picklable object."""
@@ -58,6 +60,9 @@ class SerialComm:
     rank = 0
     size = 1
 
+    def __init__(self) -> None:
+        self.outstanding: dict[int, tuple[str, str]] = {}
+
     def send(self, body: Any, dest: int, tag: int) -> None:
         """There is nobody to send to."""
         raise RuntimeError(f"a single process cannot send to rank {dest}")
@@ -81,6 +86,7 @@ class MPIComm:
         self._comm = MPI.COMM_WORLD
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
+        self.outstanding: dict[int, tuple[str, str]] = {}
         expected = announced_size()
         if expected is not None and expected != self.size:
             raise ConfigError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus, WorkSource
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.instruments.camera import Camera, load_camera
-from seechange_mpi.io.bundle import bundle_path, shard_folder, write_bundle
+from seechange_mpi.io.bundle import bundle_path, read_bundle, section_shards, shard_folder, write_bundle
 from seechange_mpi.io.raw import read_exposure_info, section_footprints
 from seechange_mpi.io.shard import scan_shards
-from seechange_mpi.model.errors import ConfigError, SeeChangeError, TransientError
+from seechange_mpi.model.errors import BadInput, ConfigError, SeeChangeError, TransientError
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.provenance import ProvenanceRecord
 from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionTask
 from seechange_mpi.mpi.comm import Communicator
-from seechange_mpi.mpi.heartbeat import Heartbeat
+from seechange_mpi.mpi.heartbeat import Heartbeat, owner_name
 from seechange_mpi.mpi.progress import Progress
 from seechange_mpi.mpi.results import ExposureResult
 from seechange_mpi.mpi.scatter import gather_outcomes, scatter_sections
@@ -83,7 +81,7 @@ class Coordinator:
         self.config, self.opened, self.source, self.comm = config, opened, source, comm
         self.options, self.progress, self.runner = options, progress, runner
         self.pipeline = Pipeline.from_settings(config.steps())
-        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.owner = owner_name()
         catalog = config.settings.catalog
         if catalog.path is not None and not Path(catalog.path).expanduser().is_file():
             raise ConfigError(f"catalog.path: {catalog.path}: no such file")
@@ -100,16 +98,25 @@ class Coordinator:
             if claim is None:
                 break
             started = time.monotonic()
-            with Heartbeat(self.source, claim, lease) as heart:
-                result = self._process(claim, heart)
+            try:
+                with Heartbeat(self.source, claim, lease) as heart:
+                    result = self._process(claim, heart)
+            except BaseException:  # interrupted: what is durable is kept, the claim is free at once
+                self._give_back(claim)
+                raise
             result.seconds = time.monotonic() - started
             results.append(result)
             self.progress.exposure_done(result)
         return results
 
+    def _give_back(self, claim: Claim) -> None:
+        self._tell(lambda: self.source.release(claim, "given_back", {}, "interrupted"),
+                   ExposureResult(claim.identifier, "given_back"))
+
     def _process(self, claim: Claim, heart: Heartbeat) -> ExposureResult:
         result = ExposureResult(claim.identifier, "failed")
         try:
+            self._raise_fence(claim)
             prepared = self.prepare(claim)
             self._compute(prepared, result)
             self._finish(claim, prepared, result, heart)
@@ -119,6 +126,12 @@ class Coordinator:
         except Exception as err:  # noqa: BLE001 - one exposure must not end the run
             import traceback
 
+            from psycopg import InterfaceError, OperationalError
+
+            if isinstance(err, OperationalError | InterfaceError):
+                result.message = f"the database went away: {(str(err).strip().splitlines() or ['?'])[0]}"
+                self._tell(lambda: self.source.fail(claim, result.message, counts_of(result)), result)
+                return result
             result.is_bug = True
             result.message = f"{type(err).__name__}: {err}\n{traceback.format_exc()}"
             message = f"bug: {type(err).__name__}: {err}"
@@ -228,17 +241,25 @@ class Coordinator:
                 shards.append(Path(prepared.tasks[section].shard_dir) / outcome.shard)
             else:
                 failures[section] = outcome.report
-        write_bundle(path, prepared.exposure, prepared.records.values(), self.config.public(), shards, failures)
+        kept, known = kept_sections(path, prepared.plans)
+        write_bundle(path, prepared.exposure, (known | prepared.records).values(), self.config.public(),
+                     [*shards, *kept], failures)
+
+    def _raise_fence(self, claim: Claim) -> None:
+        """Say that work begins: from now on an older claim of this exposure cannot commit."""
+        from seechange_mpi.db.commit import raise_fence
+
+        with self.opened() as conn:
+            raise_fence(conn, claim.identifier, claim.token)
 
     def _commit(self, claim: Claim, prepared: Prepared, result: ExposureResult) -> bool:
         """Commit the bundle; return whether everything was there already."""
-        from seechange_mpi.db.commit import commit_bundle, raise_fence
+        from seechange_mpi.db.commit import commit_bundle
 
         assert result.bundle is not None
         objects = self.config.settings.objects
         radius = objects.association_radius_arcsec or prepared.camera.association_radius_arcsec
         with self.opened() as conn:
-            raise_fence(conn, prepared.exposure.identifier, claim.token)
             done = commit_bundle(conn, result.bundle, radius_arcsec=radius, token=claim.token,
                                  tag=self.config.settings.run.provenance_tag,
                                  max_new_objects=objects.max_new_per_exposure)
@@ -247,12 +268,11 @@ class Coordinator:
 
     def _release(self, claim: Claim, prepared: Prepared, result: ExposureResult) -> None:
         counts = counts_of(result)
-        if result.state == "sections_failed":
+        if result.failed_sections:
             failed = ", ".join(result.failed_sections)
             self._tell(lambda: self.source.fail(claim, f"sections failed: {failed}", counts), result)
             return
-        partial = any(o.status == "partial" for o in result.outcomes.values()) or bool(self.options.sections) or any(
-            STEPS.index(t.last_step) < len(STEPS) - 1 for t in prepared.tasks.values())
+        partial = is_partial(prepared, result) or len(prepared.tasks) < len(prepared.camera.section_ids)
         status: ReleaseStatus = "partial" if partial else "done"
         self._tell(lambda: self.source.release(claim, status, counts), result)
 
@@ -281,7 +301,39 @@ def state_of(prepared: Prepared, result: ExposureResult, *, nothing_new: bool) -
         return "failed" if whole else "sections_failed"
     if nothing_new:
         return "nothing_to_do"
-    return "partial" if any(o.status == "partial" for o in result.outcomes.values()) else "done"
+    return "partial" if is_partial(prepared, result) else "done"
+
+
+def is_partial(prepared: Prepared, result: ExposureResult) -> bool:
+    """Whether a section stopped, now or earlier, before the last step it could reach."""
+    for section, plan in prepared.plans.items():
+        outcome = result.outcomes.get(section)
+        if outcome is not None:
+            if outcome.status == "partial":
+                return True
+        elif plan.shard is not None:
+            reachable = STEPS[-1] if prepared.tasks[section].reference else "photocal"
+            if STEPS.index(plan.shard.completed_step) < STEPS.index(reachable):
+                return True
+    return False
+
+
+def kept_sections(path: Path, asked: Container[str]) -> tuple[list[Path], dict[str, ProvenanceRecord]]:
+    """Return shards and provenances of the sections of an existing bundle that this run was not asked for.
+
+    A damaged bundle, or a shard that is gone, keeps nothing.
+    """
+    if not path.is_file():
+        return [], {}
+    try:
+        info = read_bundle(path)
+        named = section_shards(path)
+    except BadInput:
+        return [], {}
+    others = [shard for section, shard in named.items() if section not in asked]
+    whole = {s.path.name for s in scan_shards(others[0].parent).shards} if others else set()
+    kept = [shard for shard in others if shard.name in whole]
+    return kept, {r.id: r for r in info.provenances} if kept else {}
 
 
 def counts_of(result: ExposureResult) -> dict[str, int]:

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+from pathlib import Path
 from types import TracebackType
 
 from seechange_mpi.conductor_client.protocol import Claim, WorkSource
+
+
+def owner_name() -> str:
+    """Name of this process as the owner of claims: host, process id, and where that id is valid."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_pid_namespace()}"
+
+
+def _pid_namespace() -> int:
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
+def owner_is_gone(owner: str) -> bool:
+    """Whether an owner was a process of this host that no longer exists; False when that cannot be known."""
+    host, *rest = owner.rsplit(":", 2)
+    if len(rest) != 2 or [host, rest[1]] != [socket.gethostname(), str(_pid_namespace())] or not rest[0].isdigit():
+        return False
+    try:
+        os.kill(int(rest[0]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 class Heartbeat:

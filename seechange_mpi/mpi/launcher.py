@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
-from seechange_mpi.model.errors import ConfigError, ExitCode
+from seechange_mpi.model.errors import ConfigError, Drain, ExitCode
 
 EXIT_FILE = "SEECHANGE_EXIT_FILE"
 """Variable naming the file where rank 0 leaves its exit code for the launcher."""
@@ -89,7 +91,10 @@ def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
         command = [program, "-n", str(ranks), sys.executable, "-m", "seechange_mpi.cli.main", *args]
         child = subprocess.Popen(command, env=env)
 
+        stopped: list[int] = []
+
         def forward(number: int, _frame: FrameType | None) -> None:
+            stopped.append(number)
             child.send_signal(number)
 
         previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
@@ -98,11 +103,20 @@ def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if status == 0 and exit_file.is_file():
+        if exit_file.is_file() and (status == 0 or stopped):
             return int(exit_file.read_text())
+    if stopped:
+        sys.stderr.write(f"error: stopped by {signal.Signals(stopped[0]).name}. What was durable is kept; run the same "
+                         "command again to finish the rest.\n")
+        return int(ExitCode.BUG)
     sys.stderr.write(f"error: the MPI run ended abnormally (mpiexec returned {status}): a process was lost. "
                      "What was durable is kept; run the same command again to finish the rest.\n")
     return int(ExitCode.BUG)
+
+
+def is_launched() -> bool:
+    """Whether a launcher of ours waits for this run's exit code."""
+    return EXIT_FILE in os.environ
 
 
 def leave(code: int) -> int:
@@ -112,6 +126,23 @@ def leave(code: int) -> int:
         return code
     Path(path).write_text(str(code))
     return 0
+
+
+@contextmanager
+def drain_on_signals(rank: int) -> Iterator[None]:
+    """On rank 0 INT, TERM and USR1 give the claim back and end the run; workers go on until rank 0 says stop."""
+    def drain(number: int, _frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt giving back
+        raise Drain(f"{signal.Signals(number).name}; the claim was given back, what was durable is kept")
+
+    numbers = (signal.SIGINT, signal.SIGUSR1, *((signal.SIGTERM,) if rank == 0 else ()))
+    previous = {n: signal.signal(n, drain if rank == 0 else signal.SIG_IGN) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:

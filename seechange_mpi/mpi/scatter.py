@@ -34,23 +34,27 @@ def scatter_sections(
                 tick()
             yield safely(runner, task, 0)
         return
-    idle = deque(range(1, comm.size))
-    busy = 0
-    while waiting or busy:
+    owed = comm.outstanding  # answers that an interrupted exposure did not wait for are received here, and dropped
+    mine: set[tuple[str, str]] = set()
+    idle = deque(rank for rank in range(1, comm.size) if rank not in owed)
+    while waiting or mine:
         while waiting and idle:
             rank, task = idle.popleft(), waiting.popleft()
             say(task, rank)
+            owed[rank] = (task.exposure.identifier, task.section_id)
+            mine.add(owed[rank])
             comm.send(task, dest=rank, tag=WORK)
-            busy += 1
         message = comm.receive(timeout_s=1.0)
         if message is None:
             if tick is not None:
                 tick()
             continue
         if message.tag == OUTCOME:
-            busy -= 1
+            key = owed.pop(message.source)
             idle.append(message.source)
-            yield message.body
+            if key in mine:
+                mine.remove(key)
+                yield message.body
 
 
 def gather_outcomes(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:

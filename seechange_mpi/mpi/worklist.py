@@ -62,12 +62,13 @@ def plan_section(
         if shard.section_id != section_id:
             continue
         through = reusable_through(shard.provenance_ids, shard.inputs, shard.completed_step, wanted_ids, wanted_inputs)
-        depth = min(STEPS.index(through), limit) if through is not None else -1
-        if depth >= 0:
-            # of equals, one that ends just there is kept as it is; the content hash makes the choice unique
-            ends_there = shard.success and STEPS.index(shard.completed_step) == depth
-            candidates.append((depth, ends_there, shard.content_hash, shard))
+        if through is None or min(STEPS.index(through), limit) < 0:
+            continue
+        # of equals, one whose every product is wanted is kept as it is, and the one that went furthest (a run that
+        # is asked to stop early never takes away what is there); the content hash makes the choice unique
+        whole = shard.success and shard.completed_step == through
+        candidates.append((min(STEPS.index(through), limit), whole, STEPS.index(through), shard.content_hash, shard))
     if not candidates:
         return SectionPlan(section_id, None, None, False)
-    depth, ends_there, _, best = max(candidates, key=lambda c: c[:3])
-    return SectionPlan(section_id, best, STEPS[depth], depth >= last and ends_there)
+    depth, whole, _, _, best = max(candidates, key=lambda c: c[:4])
+    return SectionPlan(section_id, best, STEPS[depth], depth >= last and whole)
