@@ -176,6 +176,19 @@ def test_warp_leaves_bad_pixels_out():
     assert (w.data[~w.inside] == 0).all()
 
 
+def test_mapping_must_be_finite():
+    data = np.zeros((50, 50), np.float32)
+    with pytest.raises(ValueError, match="not finite at 16 of 16 points"):
+        warp(data, lambda x, y: (x * np.nan, y), (50, 50))
+
+
+def test_nothing_overlaps():
+    data = np.ones((50, 50), np.float32)
+    w = warp(data, lambda x, y: (x + 1e4, y), (40, 50), flags=np.zeros(data.shape, np.uint16))
+    assert not w.inside.any()
+    assert not w.data.any()
+
+
 def test_mapping_grid_follows_distortion():
     def xy_of(x, y):
         r2 = ((x - 300) ** 2 + (y - 300) ** 2) / 300**2
