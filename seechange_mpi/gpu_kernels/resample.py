@@ -49,12 +49,20 @@ def mapping_grid(
     -------
     x_in, y_in : (ny, nx) float64, input position of each output pixel.
     jacobian : (ny, nx) float32, area of an output pixel in input pixels.
+
+    Raises
+    ------
+    ValueError
+        The mapping is not finite everywhere on the grid (a position behind the projection, for example).
     """
     ny, nx = shape
     gy = np.linspace(0, ny - 1, max(4, int(np.ceil(ny / step)) + 1))
     gx = np.linspace(0, nx - 1, max(4, int(np.ceil(nx / step)) + 1))
     xx, yy = np.meshgrid(gx, gy)
     xi, yi = xy_of(xx.ravel(), yy.ravel())
+    lost = ~(np.isfinite(xi) & np.isfinite(yi))
+    if lost.any():
+        raise ValueError(f"warp: the mapping is not finite at {int(lost.sum())} of {lost.size} points of its grid")
     sx = RectBivariateSpline(gy, gx, np.asarray(xi).reshape(xx.shape), s=0)
     sy = RectBivariateSpline(gy, gx, np.asarray(yi).reshape(xx.shape), s=0)
     oy, ox = np.arange(ny), np.arange(nx)
