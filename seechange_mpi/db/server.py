@@ -195,6 +195,10 @@ class EmbeddedServer:
         """Connection URL of the database."""
         return f"postgresql://{SUPERUSER}@/{DATABASE}?host={self.socket_dir}"
 
+    @property
+    def _admin_url(self) -> str:
+        return f"postgresql://{SUPERUSER}@/postgres?host={self.socket_dir}"
+
     def is_running(self) -> bool:
         """Whether the server listens; what a pid file says is not asked, its number may belong to anybody by now."""
         if not (self.data / "PG_VERSION").exists():
@@ -207,6 +211,22 @@ class EmbeddedServer:
                 return s.recv(1) != b""
             except OSError:
                 return False
+
+    def _answers(self) -> bool:
+        """Whether a query gets through; waits while the server recovers from a crash."""
+        import psycopg
+
+        end = time.monotonic() + _START_TIMEOUT_S
+        while self.is_running():
+            try:
+                with psycopg.connect(self._admin_url, connect_timeout=5) as conn:
+                    conn.execute("SELECT 1")
+                return True
+            except psycopg.OperationalError:
+                if time.monotonic() > end:
+                    return True  # it lives, and will say what ails it
+                time.sleep(0.1)
+        return False
 
     def _processes(self) -> list[int]:
         """Live processes that work in the data folder (known on Linux only)."""
@@ -252,7 +272,7 @@ class EmbeddedServer:
             It does not start: names the log and its last lines.
         """
         with self._locked("start.lock"):
-            if self.is_running():
+            if self._answers():
                 return
             self._make_socket_dir()
             if (self.data / "PG_VERSION").exists():
@@ -301,8 +321,7 @@ class EmbeddedServer:
         import psycopg
         from psycopg import sql
 
-        admin = f"postgresql://{SUPERUSER}@/postgres?host={self.socket_dir}"
-        with psycopg.connect(admin, autocommit=True) as conn:
+        with psycopg.connect(self._admin_url, autocommit=True) as conn:
             if conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
                 conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
 
