@@ -47,7 +47,7 @@ class MeasuringParameters(Parameters):
     """Parameters of `Measurer`."""
 
     section = "measuring"
-    diag_box_halfsize: float = par(1.0, "half size of the box in which opposite residuals are looked for", unit="FWHM", gt=0)
+    diag_box_halfsize: float = par(1.0, "half size of the box searched for opposite residuals", unit="FWHM", gt=0)
     bad_thresholds: BadThresholds = par(BadThresholds(), "limits beyond which a measurement is marked bad")
 
 

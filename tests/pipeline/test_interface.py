@@ -51,7 +51,7 @@ def test_settings_rebuild_an_equal_pipeline():
 def test_unknown_steps_and_parts_are_named():
     with pytest.raises(ConfigError, match="no such step: subtract"):
         Pipeline.from_settings({"subtract": {}})
-    with pytest.raises(ConfigError, match="extraction.*psf"):
+    with pytest.raises(ConfigError, match=r"extraction.*psf"):
         Pipeline.from_settings({"extraction": {"psf": {}}})
 
 
