@@ -204,8 +204,12 @@ def validate_bundle(path: str | Path) -> list[str]:
             lost = set(json.loads(g.attrs.get("provenance_ids", "{}")).values()) - known
             if lost:
                 problems.append(f"section {section_id}: provenances {', '.join(sorted(lost))} are not in the bundle")
+            found: list[str] = []
             if "shard" in g.attrs:
-                problems += _validate_shard(Path(path).parent / str(g.attrs["shard"]), g, section_id)
+                found = _validate_shard(Path(path).parent / str(g.attrs["shard"]), g, section_id)
+            if not found and "content_hash" in g.attrs:
+                found = _validate_content(g, section_id)
+            problems += found
     return problems
 
 
@@ -221,6 +225,15 @@ def _validate_shard(shard: Path, g: h5py.Group, section_id: str) -> list[str]:
     if found != g.attrs["content_hash"]:
         problems.append(f"section {section_id}: {shard.name} does not hold what the bundle describes")
     return problems
+
+
+def _validate_content(g: h5py.Group, section_id: str) -> list[str]:
+    """Recompute the content hash of a section as the bundle shows it, its own tables and linked pixels together."""
+    try:
+        same = content_hash(g, IMAGE_GROUPS + SUB_GROUPS) == g.attrs["content_hash"]
+    except (OSError, KeyError, RuntimeError) as err:
+        return [f"section {section_id}: missing or damaged content: {err}"]
+    return [] if same else [f"section {section_id}: tables or pixels are not those that were written"]
 
 
 def pack_bundle(path: str | Path, out: str | Path) -> Path:
