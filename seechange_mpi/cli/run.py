@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from seechange_mpi.config.resolve import Config
     from seechange_mpi.db.engine import Connection
     from seechange_mpi.mpi.coordinator import RunOptions
+    from seechange_mpi.mpi.stopping import StopRequest
 
 _STEP_HELP = ", ".join(STEPS)
 
@@ -66,17 +67,19 @@ def command(
 
         return launch(processes, ["run", *_without_n(sys.argv[2:])], resolved.settings.run.mpiexec)
     from seechange_mpi.mpi.comm import get_comm
-    from seechange_mpi.mpi.launcher import drain_on_signals, is_launched, leave
+    from seechange_mpi.mpi.launcher import introduce, is_launched, leave
+    from seechange_mpi.mpi.stopping import stop_on_signals
 
     comm = get_comm()
-    with drain_on_signals(comm.rank):
+    with stop_on_signals(comm.rank) as stop:
+        introduce(comm.rank)
         if comm.rank != 0:
             _serve(comm)
             return 0
         if processes > 1 and comm.size != processes and not dry_run:
             typer.echo(f"-n {processes} is passed over: a launcher has started {comm.size} already")
         try:
-            code = _coordinate(resolved, comm, exposures or [], camera, first, last, sections, params, dry_run,
+            code = _coordinate(resolved, comm, stop, exposures or [], camera, first, last, sections, params, dry_run,
                                max_exposures, resolved.settings.run.report if report is None else report)
         except (SeeChangeError, Drain) as err:
             if not is_launched():
@@ -116,9 +119,9 @@ def _without_n(args: list[str]) -> list[str]:
     return out
 
 
-def _coordinate(resolved: Config, comm: Any, exposures: list[Path], camera: str | None, first: str | None, last: str,
-                sections: str | None, params: dict[str, Any], dry_run: bool, max_exposures: int | None,
-                report: bool) -> int:
+def _coordinate(resolved: Config, comm: Any, stop: StopRequest, exposures: list[Path], camera: str | None,
+                first: str | None, last: str, sections: str | None, params: dict[str, Any], dry_run: bool,
+                max_exposures: int | None, report: bool) -> int:
     from seechange_mpi.db.engine import server
     from seechange_mpi.mpi.coordinator import RunOptions
 
@@ -128,11 +131,11 @@ def _coordinate(resolved: Config, comm: Any, exposures: list[Path], camera: str 
     with server(resolved) as opened:
         if dry_run:
             return _dry_run(resolved, opened, exposures, name, params, options)
-        return _run(resolved, opened, comm, exposures, name, params, options)
+        return _run(resolved, opened, comm, stop, exposures, name, params, options)
 
 
-def _run(resolved: Config, opened: Callable[[], Connection], comm: Any, exposures: list[Path], camera: str,
-         params: dict[str, Any], options: RunOptions) -> int:
+def _run(resolved: Config, opened: Callable[[], Connection], comm: Any, stop: StopRequest, exposures: list[Path],
+         camera: str, params: dict[str, Any], options: RunOptions) -> int:
     from seechange_mpi.db.queue import LocalQueue
     from seechange_mpi.mpi.coordinator import Coordinator
     from seechange_mpi.mpi.heartbeat import owner_is_gone
@@ -144,10 +147,10 @@ def _run(resolved: Config, opened: Callable[[], Connection], comm: Any, exposure
     queue.expire_owners(owner_is_gone)
     only = [queue.add(path, camera, params=params, again=True) for path in exposures]
     queue.only = sorted(only) if exposures else None
-    coordinator = Coordinator(resolved, opened, queue, comm, options, Progress())
+    coordinator = Coordinator(resolved, opened, queue, comm, options, Progress(), stop=stop)
     results = coordinator.run()
     busy = set(only) - {r.identifier for r in results}
-    if busy and options.max_exposures is None:
+    if busy and options.max_exposures is None and stop.number is None:
         typer.echo(f"claimed by another run, held or given up: {', '.join(sorted(busy))}; see seechange-mpi queue list")
     typer.echo(closing_words(results))
     queue.close()

@@ -14,7 +14,7 @@ from seechange_mpi.instruments.camera import Camera, load_camera
 from seechange_mpi.io.bundle import bundle_path, read_bundle, section_shards, shard_folder, write_bundle
 from seechange_mpi.io.raw import read_exposure_info, section_footprints
 from seechange_mpi.io.shard import scan_shards
-from seechange_mpi.model.errors import BadInput, ConfigError, SeeChangeError, TransientError
+from seechange_mpi.model.errors import BadInput, ConfigError, Drain, SeeChangeError, TransientError
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.provenance import ProvenanceRecord
 from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionTask
@@ -23,6 +23,7 @@ from seechange_mpi.mpi.heartbeat import Heartbeat, owner_name
 from seechange_mpi.mpi.progress import Progress
 from seechange_mpi.mpi.results import ExposureResult
 from seechange_mpi.mpi.scatter import gather_outcomes, scatter_sections
+from seechange_mpi.mpi.stopping import StopRequest
 from seechange_mpi.mpi.worker import SectionRunner, process
 from seechange_mpi.mpi.worklist import SectionPlan, plan_section
 from seechange_mpi.pipeline.inputs import identify
@@ -74,12 +75,15 @@ class Coordinator:
     opened : opens database connections.
     source : where exposures come from.
     runner : processes a section (replaced in tests).
+    stop : asked between sections whether to go on.
     """
 
     def __init__(self, config: Config, opened: Callable[[], Connection], source: WorkSource, comm: Communicator,
-                 options: RunOptions, progress: Progress, runner: SectionRunner = process) -> None:
+                 options: RunOptions, progress: Progress, runner: SectionRunner = process,
+                 stop: StopRequest | None = None) -> None:
         self.config, self.opened, self.source, self.comm = config, opened, source, comm
-        self.options, self.progress, self.runner = options, progress, runner
+        self.options, self.progress, self.stop = options, progress, stop or StopRequest()
+        self.runner = runner if comm.size > 1 else self._interruptibly(runner)
         self.pipeline = Pipeline.from_settings(config.steps())
         self.owner = owner_name()
         catalog = config.settings.catalog
@@ -94,6 +98,8 @@ class Coordinator:
         results: list[ExposureResult] = []
         lease = self.config.settings.queue.lease_s
         while self.options.max_exposures is None or len(results) < self.options.max_exposures:
+            if self.stop.number is not None:
+                break
             claim = self.source.claim(self.owner, lease)
             if claim is None:
                 break
@@ -101,13 +107,23 @@ class Coordinator:
             try:
                 with Heartbeat(self.source, claim, lease) as heart:
                     result = self._process(claim, heart)
-            except BaseException:  # interrupted: what is durable is kept, the claim is free at once
+            except Drain as reason:
+                result = ExposureResult(claim.identifier, "given_back", message=f"{reason}; what is durable is kept")
+                self._give_back(claim)
+            except BaseException:
                 self._give_back(claim)
                 raise
             result.seconds = time.monotonic() - started
             results.append(result)
             self.progress.exposure_done(result)
         return results
+
+    def _interruptibly(self, runner: SectionRunner) -> SectionRunner:
+        def run(task: SectionTask, rank: int) -> Outcome:
+            with self.stop.interruptible():
+                return runner(task, rank)
+
+        return run
 
     def _give_back(self, claim: Claim) -> None:
         self._tell(lambda: self.source.release(claim, "given_back", {}, "interrupted"),
@@ -198,7 +214,7 @@ class Coordinator:
         result.reused = [s for s, p in prepared.plans.items() if p.complete]
         self.progress.exposure_started(prepared.exposure.identifier, len(todo), len(result.reused),
                                        max(1, self.comm.size - 1), prepared.problems)
-        outcomes = scatter_sections(self.comm, todo, runner=self.runner)
+        outcomes = scatter_sections(self.comm, todo, runner=self.runner, tick=self.stop.check)
         result.outcomes = gather_outcomes(self._watched(outcomes))
 
     def _watched(self, outcomes: Iterable[Outcome]) -> Iterable[Outcome]:

@@ -12,16 +12,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
-from seechange_mpi.model.errors import ConfigError, Drain, ExitCode
+from seechange_mpi.model.errors import ConfigError, ExitCode
 
 EXIT_FILE = "SEECHANGE_EXIT_FILE"
 """Variable naming the file where rank 0 leaves its exit code for the launcher."""
+
+
+PID_SUFFIX = ".pid"
+"""Suffix of the file beside it where rank 0 leaves its process id: the first signal goes to rank 0 alone."""
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def find_mpiexec(configured: str | None = None) -> str:
@@ -80,7 +83,8 @@ def launch_environment(kind: str) -> dict[str, str]:
 def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
     """Run ``seechange-mpi ARGS`` in `ranks` MPI processes and return the run's exit code.
 
-    Signals INT, TERM and USR1 are passed on. If mpiexec ends abnormally, a rank was lost: exit code 1.
+    The first signal INT, TERM, HUP or USR1 asks rank 0 to stop in order; a second one ends mpiexec. If mpiexec ends
+    abnormally, a rank was lost: exit code 1.
     """
     program = find_mpiexec(mpiexec)
     kind = mpi_kind(program)
@@ -89,15 +93,20 @@ def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
         env = os.environ | launch_environment(kind) | {EXIT_FILE: str(exit_file)}
         env["SEECHANGE_TERMINAL"] = "1" if sys.stdout.isatty() else "0"
         command = [program, "-n", str(ranks), sys.executable, "-m", "seechange_mpi.cli.main", *args]
-        child = subprocess.Popen(command, env=env)
+        # in a process group of its own a Ctrl-C reaches this process alone, which passes it on in order
+        child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, process_group=0)
+        pid_file = exit_file.with_suffix(PID_SUFFIX)
 
         stopped: list[int] = []
 
         def forward(number: int, _frame: FrameType | None) -> None:
             stopped.append(number)
-            child.send_signal(number)
+            if len(stopped) == 1 and pid_file.is_file():
+                os.kill(int(pid_file.read_text()), signal.SIGTERM if number == signal.SIGHUP else number)
+            else:
+                child.send_signal(signal.SIGTERM)
 
-        previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        previous = {s: signal.signal(s, forward) for s in _PASSED_ON}
         try:
             status = child.wait()
         finally:
@@ -119,6 +128,15 @@ def is_launched() -> bool:
     return EXIT_FILE in os.environ
 
 
+def introduce(rank: int) -> None:
+    """Tell the launcher, if there is one, the process id of rank 0."""
+    if rank == 0 and is_launched():
+        path = Path(os.environ[EXIT_FILE]).with_suffix(PID_SUFFIX)
+        draft = path.with_suffix(".draft")
+        draft.write_text(str(os.getpid()))
+        draft.rename(path)
+
+
 def leave(code: int) -> int:
     """Tell the launcher, if there is one, this run's exit code; return the process's own."""
     path = os.environ.get(EXIT_FILE)
@@ -126,23 +144,6 @@ def leave(code: int) -> int:
         return code
     Path(path).write_text(str(code))
     return 0
-
-
-@contextmanager
-def drain_on_signals(rank: int) -> Iterator[None]:
-    """On rank 0 INT, TERM and USR1 give the claim back and end the run; workers go on until rank 0 says stop."""
-    def drain(number: int, _frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt giving back
-        raise Drain(f"{signal.Signals(number).name}; the claim was given back, what was durable is kept")
-
-    numbers = (signal.SIGINT, signal.SIGUSR1, *((signal.SIGTERM,) if rank == 0 else ()))
-    previous = {n: signal.signal(n, drain if rank == 0 else signal.SIG_IGN) for n in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def main() -> None:

@@ -22,34 +22,31 @@ def scatter_sections(
     Parameters
     ----------
     on_start : told when a section is handed to a rank.
-    tick : called about once a second while waiting; may raise to stop.
+    tick : called before each section and about five times a second while waiting; may raise to stop.
     """
     waiting = deque(tasks)
     say = on_start or (lambda _task, _rank: None)
+    look = tick or (lambda: None)
     if comm.size == 1:
         while waiting:
             task = waiting.popleft()
             say(task, 0)
-            if tick is not None:
-                tick()
+            look()
             yield safely(runner, task, 0)
         return
     owed = comm.outstanding  # answers that an interrupted exposure did not wait for are received here, and dropped
     mine: set[tuple[str, str]] = set()
     idle = deque(rank for rank in range(1, comm.size) if rank not in owed)
     while waiting or mine:
+        look()
         while waiting and idle:
             rank, task = idle.popleft(), waiting.popleft()
             say(task, rank)
             owed[rank] = (task.exposure.identifier, task.section_id)
             mine.add(owed[rank])
             comm.send(task, dest=rank, tag=WORK)
-        message = comm.receive(timeout_s=1.0)
-        if message is None:
-            if tick is not None:
-                tick()
-            continue
-        if message.tag == OUTCOME:
+        message = comm.receive(timeout_s=0.2)
+        if message is not None and message.tag == OUTCOME:
             key = owed.pop(message.source)
             idle.append(message.source)
             if key in mine:
