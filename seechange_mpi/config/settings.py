@@ -93,7 +93,6 @@ class RunSettings(Parameters):
                               critical=False)
     report: bool = par(True, "write an HTML report beside each bundle", critical=False)
     provenance_tag: str = par("current", "tag given to the provenances of this run", critical=False)
-    save_sub_planes: bool = par(True, "store the difference image and its score in the shard", critical=False)
 
 
 class Settings(Parameters):
