@@ -30,15 +30,15 @@ lint: venv
 	$(BIN)/lint-imports --no-cache
 
 unit: venv
-	$(BIN)/python -m pytest -q -m "not slow"
+	@./tools/in_scratch.sh $(BIN)/python -m pytest -q -m "not slow"
 
 # the same tests inside 2 and 3 ranks; a skip of an MPI test is a failure
 mpi-tests: venv
-	@./tools/mpi_tests.sh $(BIN) 2 $(MPI_TESTS)
-	@./tools/mpi_tests.sh $(BIN) 3 $(MPI_TESTS)
+	@./tools/in_scratch.sh ./tools/mpi_tests.sh $(BIN) 2 $(MPI_TESTS)
+	@./tools/in_scratch.sh ./tools/mpi_tests.sh $(BIN) 3 $(MPI_TESTS)
 
 test-full: test  ## make test and the slow tests
-	$(BIN)/python -m pytest -q -m slow
+	@./tools/in_scratch.sh $(BIN)/python -m pytest -q -m slow
 
 bench: venv  ## benchmarks against rivals; results in docs/benchmarks.md
 	$(BIN)/python benchmarks/run_all.py
