@@ -21,7 +21,6 @@ from seechange_mpi.mpi.scatter import scatter_sections
 
 SCRIPT = """
 import json, os, signal, sys, time
-from seechange_mpi.cli.run import _serve
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.task import Outcome, SectionReport, SectionTask
 from seechange_mpi.mpi import worker

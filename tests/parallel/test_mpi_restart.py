@@ -18,11 +18,11 @@ from seechange_mpi.io.bundle import read_bundle, validate_bundle
 pytestmark = pytest.mark.db
 
 
-def queue_row(config) -> QueueRow:
+def queue_row(config, exposure) -> QueueRow:
     with server(Config(config)) as opened:
         queue = LocalQueue(opened)
         try:
-            (row,) = queue.list()
+            (row,) = (q for q in queue.list() if q.identifier == exposure.stem)
         finally:
             queue.close()
     return row
@@ -55,7 +55,7 @@ def test_stopping_early_takes_nothing_away(finished, tiny_survey, cli, capsys):
     assert cli("run", "--config", finished, new, "--through", "extraction", "--no-report") == 0
     assert "nothing is left to do" in capsys.readouterr().out
     assert bundle(finished, new).read_bytes() == before
-    assert queue_row(finished).state == "done"
+    assert queue_row(finished, new).state == "done"
 
 
 def test_from_after_through_is_refused(finished, tiny_survey, cli, capsys):
@@ -63,28 +63,27 @@ def test_from_after_through_is_refused(finished, tiny_survey, cli, capsys):
     assert "--from scoring comes after --through extraction" in capsys.readouterr().err
 
 
-def test_an_exposure_without_a_good_section_is_never_done(tiny_survey, tmp_path, cli, monkeypatch):
+def test_an_exposure_without_a_good_section_is_never_done(finished, tiny_survey, cli, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise RuntimeError("made to fail")
 
-    config = tiny_survey.config(tmp_path / "w")
-    monkeypatch.setattr("seechange_mpi.pipeline.section.summarize", lambda *_a: {"seconds": 0.0})
     monkeypatch.setattr("seechange_mpi.pipeline.section._SectionRun._preprocessing", refuse)
-    assert cli("run", "--config", config, tiny_survey.exposures[0], "--no-report") == 1
-    row = queue_row(config)
+    new = tiny_survey.exposures[1]
+    assert cli("run", "--config", finished, new, "--no-report") == 1
+    row = queue_row(finished, new)
     assert row.state == "failed"
     assert "T1, T2, T3" in (row.last_error or "")
 
 
-def run_in_ranks(config, exposure, *args):
-    return subprocess.Popen([sys.executable, "-m", "seechange_mpi.cli.main", "run", "-n", "2", "--config", str(config),
-                             str(exposure), "--no-report", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True)
+def run_in_ranks(config, exposure, ranks, *args):
+    return subprocess.Popen([sys.executable, "-m", "seechange_mpi.cli.main", "run", "-n", str(ranks), "--config",
+                             str(config), str(exposure), "--no-report", *args], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
 
 
 def test_the_exit_code_comes_through_mpiexec(finished, tiny_survey):
     away = "database.url=postgresql://nobody@127.0.0.1:9/none"
-    child = run_in_ranks(finished, tiny_survey.exposures[0], "--set", away, "--set", "database.attempts=1")
+    child = run_in_ranks(finished, tiny_survey.exposures[0], 2, "--set", away, "--set", "database.attempts=1")
     _, err = child.communicate(timeout=60)
     assert child.returncode == 4
     assert err.count("error: ") == 1, err
@@ -92,12 +91,9 @@ def test_the_exit_code_comes_through_mpiexec(finished, tiny_survey):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_signal_gives_the_claim_back(tiny_survey, tmp_path, ranks):
-    config = tiny_survey.config(tmp_path / "w")
-    exposure = tiny_survey.exposures[0]
-    child = run_in_ranks(config, exposure) if ranks == 2 else subprocess.Popen(
-        [sys.executable, "-m", "seechange_mpi.cli.main", "run", "--config", str(config), str(exposure)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_a_signal_gives_the_claim_back(finished, tiny_survey, ranks):
+    exposure = tiny_survey.exposures[1]
+    child = run_in_ranks(finished, exposure, ranks, "--from", "preprocessing")
     assert child.stdout is not None
     assert "3 sections on 1 process" in child.stdout.readline()
     time.sleep(0.3)
@@ -105,5 +101,5 @@ def test_a_signal_gives_the_claim_back(tiny_survey, tmp_path, ranks):
     out, err = child.communicate(timeout=60)
     assert child.returncode == 5, out + err
     assert "stopped by SIGTERM; what is durable is kept" in out
-    row = queue_row(config)
+    row = queue_row(finished, exposure)
     assert (row.state, row.attempts) == ("ready", 0)
