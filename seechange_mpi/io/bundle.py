@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 
 from seechange_mpi import __version__
-from seechange_mpi.io.h5util import durable_h5, get_text, open_h5, publish, set_attrs
+from seechange_mpi.io.h5util import durable_h5, get_text, open_h5, publish, require_space, set_attrs
 from seechange_mpi.io.section_h5 import IMAGE_GROUPS, PIXEL_NAMES, SUB_GROUPS, content_hash, write_report
 from seechange_mpi.io.shard import FORMAT as SHARD_FORMAT
 from seechange_mpi.io.shard import read_group
@@ -122,7 +122,10 @@ def _copy_section(sections: h5py.Group, shard: Path, folder: Path) -> None:
                 inner = out.create_group(name)
                 inner.attrs.update(dict(g[name].attrs))
                 for part in g[name]:
-                    if f"{name}/{part}" not in PIXEL_NAMES:
+                    link = g[name].get(part, getlink=True)
+                    if isinstance(link, h5py.SoftLink):
+                        inner[part] = link
+                    elif f"{name}/{part}" not in PIXEL_NAMES:
                         g.copy(f"{name}/{part}", inner)
             else:
                 g.copy(name, out)
@@ -184,7 +187,11 @@ def read_section(path: str | Path, section_id: str, pixels: bool = False) -> Sto
         _check_format(f, path, FORMAT, SHARD_FORMAT)
         if section_id not in f["sections"]:
             raise BadInput(path, "section", section_id, ", ".join(f["sections"]) or "no section")
-        return read_group(f["sections"][section_id], section_id, str(path), pixels=pixels)
+        group = f["sections"][section_id]
+        if pixels and "shard" in group.attrs:
+            with open_h5(Path(path).parent / str(group.attrs["shard"])):
+                pass  # a lost or truncated shard is named, not the bundle
+        return read_group(group, section_id, str(path), pixels=pixels)
 
 
 def validate_bundle(path: str | Path) -> list[str]:
@@ -237,9 +244,22 @@ def _validate_content(g: h5py.Group, section_id: str) -> list[str]:
 
 
 def pack_bundle(path: str | Path, out: str | Path) -> Path:
-    """Write a single file that holds the bundle with all pixels, for the archive."""
+    """Write a single file that holds the bundle with all pixels, for the archive.
+
+    Raises
+    ------
+    TransientError
+        There is not enough room.
+    BadInput
+        The bundle or one of its shards is missing or damaged.
+    """
     out = Path(out)
-    with open_h5(path) as f, durable_h5(out.parent, out.stem) as (packed, tmp):
+    parts = [Path(path), *section_shards(path).values()]
+    for part in parts:
+        if not part.exists():
+            raise BadInput(part, "file of the bundle", "a file", "no such file")
+    require_space(out.parent, out.stem, sum(part.stat().st_size for part in parts))
+    with open_h5(path) as f, durable_h5(out.parent, out.stem, in_memory=False) as (packed, tmp):
         _check_format(f, path, FORMAT)
         for name in f:
             f.copy(name, packed, expand_external=True)

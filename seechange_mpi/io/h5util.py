@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from seechange_mpi.model.tables import Column, dtype_of
 
 LIBVER = ("earliest", "v110")
 """Readable by HDF5 1.10, which clusters still have."""
+_STALE_S = 6 * 3600.0
 _ZSTD = dict(hdf5plugin.Zstd(clevel=3))
 
 
@@ -62,22 +65,20 @@ def read_table(dataset: h5py.Dataset, columns: tuple[Column, ...], path: str) ->
 
 
 def set_attrs(group: h5py.Group | h5py.Dataset, values: dict[str, Any]) -> None:
-    """Set attributes; text longer than HDF5's attribute limit goes into a dataset of the same name."""
+    """Set attributes.
+
+    What HDF5 text cannot hold is escaped: NUL bytes (they occur in messages about damaged headers) as ``\\x00``,
+    undecodable bytes of file names as ``\\udcXX``.
+    """
     for key, value in values.items():
-        if isinstance(value, str) and len(value) > 30_000:
-            group.create_dataset(key, data=value)
-        else:
-            group.attrs[key] = value
+        if isinstance(value, str):
+            value = value.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+        group.attrs[key] = value
 
 
 def get_text(group: h5py.Group, key: str, default: str = "") -> str:
     """Return a text written by `set_attrs`."""
-    if key in group.attrs:
-        return str(group.attrs[key])
-    if key in group and isinstance(group[key], h5py.Dataset):
-        value = group[key][()]
-        return value.decode() if isinstance(value, bytes) else str(value)
-    return default
+    return str(group.attrs[key]) if key in group.attrs else default
 
 
 @contextmanager
@@ -99,34 +100,69 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def durable_h5(folder: Path, stem: str) -> Iterator[tuple[h5py.File, Path]]:
+def durable_h5(folder: Path, stem: str, *, in_memory: bool = True) -> Iterator[tuple[h5py.File, Path]]:
     """Write an HDF5 file under a temporary name; the caller moves it into place with `publish`.
+
+    The file is built in memory and then written as bytes: a write that fails inside HDF5 leaves objects
+    that can be neither flushed nor closed, and ends the process with a segmentation fault.
+
+    Parameters
+    ----------
+    in_memory : False for files too large for that; check first with `require_space`.
 
     Raises
     ------
     TransientError
-        The disk is full: names the folder and the free bytes. The temporary file is removed.
+        The disk is full: names the folder, the needed and the free bytes. The temporary file is removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tmp = folder / f".{stem}.{os.getpid()}.tmp"
+    memory = {"driver": "core", "backing_store": False, "block_size": 1 << 24} if in_memory else {}
+    needed = 0
     try:
-        with h5py.File(tmp, "w", libver=LIBVER, locking=False) as f:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder, stem)
+        with h5py.File(tmp, "w", libver=LIBVER, locking=False, **memory) as f:
             yield f, tmp
+            if in_memory:
+                f.flush()
+                content = f.id.get_file_image()
+        if in_memory:
+            needed = len(content)
+            tmp.write_bytes(content)
         _fsync(tmp)
     except BaseException as err:
         with suppress(OSError):
             tmp.unlink()
-        if isinstance(err, OSError) and _is_full(err, folder):
-            free = shutil.disk_usage(folder).free
-            raise TransientError(f"{folder}: no space left while writing {stem}: {free / 1e6:.1f} MB free; "
-                                 "make room and run again, nothing finished is lost") from None
+        if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _full(folder, stem, needed) from None
         raise
 
 
-def _is_full(err: OSError, folder: Path) -> bool:
-    if err.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(err):
-        return True
-    return "write failed" in str(err).lower() and shutil.disk_usage(folder).free < 1 << 20
+def _remove_stale(folder: Path, stem: str) -> None:
+    """Remove what killed processes left half-written, when it is old enough to be nobody's."""
+    for path in folder.glob(f".{glob.escape(stem)}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()
+
+
+def _full(folder: Path, stem: str, needed: int) -> TransientError:
+    free = shutil.disk_usage(folder).free
+    return TransientError(f"{folder}: no space left while writing {stem}: {needed / 1e6:.1f} MB needed, "
+                          f"{free / 1e6:.1f} MB free; make room and run again, nothing finished is lost")
+
+
+def require_space(folder: Path, stem: str, needed: int) -> None:
+    """Refuse to begin a file of `needed` bytes that does not fit into `folder`.
+
+    Raises
+    ------
+    TransientError
+        Names the folder, the needed and the free bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < needed:
+        raise _full(folder, stem, needed)
 
 
 def publish(tmp: Path, path: Path) -> None:

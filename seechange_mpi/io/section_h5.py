@@ -26,7 +26,8 @@ from seechange_mpi.model.products import (
     WorldCoordinates,
     ZeroPoint,
 )
-from seechange_mpi.model.tables import DETECTIONS, MEASUREMENTS, SCORES, SOURCES
+from seechange_mpi.model.provenance import canonical_json
+from seechange_mpi.model.tables import DETECTIONS, MEASUREMENTS, SCORES, SOURCES, Column, dtype_of
 from seechange_mpi.model.task import SectionReport, StepRecord
 
 PIXEL_NAMES: tuple[str, ...] = (
@@ -36,6 +37,13 @@ PIXEL_NAMES: tuple[str, ...] = (
 """Datasets that stay in the shard; a bundle links to them."""
 IMAGE_GROUPS = ("image", "weight", "flags", "background", "psf", "sources", "wcs", "zeropoint")
 SUB_GROUPS = ("sub", "detections", "cutouts", "measurements", "scores")
+STEP_COLUMNS: tuple[Column, ...] = (
+    Column("step", "S16", "", "step of the pipeline"),
+    Column("status", "S8", "", "done, reused, failed or skipped"),
+    Column("wall_s", "f8", "s", "elapsed time"),
+    Column("cpu_s", "f8", "s", "processor time"),
+    Column("rss_mb", "f8", "MiB", "high-water resident memory of the process so far"),
+)
 _EMPTY = np.zeros((0, 0), np.float32)
 
 
@@ -61,7 +69,12 @@ def write_products(g: h5py.Group, p: SectionProducts) -> None:
     if p.zp is not None:
         set_attrs(g.create_group("zeropoint"), asdict(p.zp))
     if p.sub is not None:
-        _write_sub(g.create_group("sub"), p.sub)
+        s = g.create_group("sub")
+        _write_sub(s, p.sub)
+        # the difference lies on the new image's grid and scale
+        for name in ("wcs", "zeropoint"):
+            if name in g:
+                s[name] = h5py.SoftLink(f"{g.name}/{name}")
     if p.detections is not None:
         write_table(g, "detections", p.detections.table, DETECTIONS)
     if p.cutouts is not None:
@@ -72,7 +85,7 @@ def write_products(g: h5py.Group, p: SectionProducts) -> None:
         write_table(g, "measurements", p.measurements.table, MEASUREMENTS)
     for s in p.scores:
         write_table(g.require_group("scores"), s.algorithm, s.table, SCORES)
-        g["scores"][s.algorithm].attrs["info"] = json.dumps(s.info, sort_keys=True)
+        g["scores"][s.algorithm].attrs["info"] = canonical_json(s.info)
 
 
 def _write_image(g: h5py.Group, image: Image) -> None:
@@ -80,7 +93,7 @@ def _write_image(g: h5py.Group, image: Image) -> None:
     write_plane(g, "weight", image.weight, "ADU**-2")
     write_plane(g, "flags", image.flags)
     meta = {k: getattr(image, k) for k in Image.__slots__ if k not in ("data", "weight", "flags", "inputs")}
-    set_attrs(g["image"], meta | {"inputs": json.dumps(image.inputs, sort_keys=True)})
+    set_attrs(g["image"], meta | {"inputs": canonical_json(image.inputs)})
 
 
 def _write_sub(s: h5py.Group, sub: SubImage) -> None:
@@ -90,7 +103,7 @@ def _write_sub(s: h5py.Group, sub: SubImage) -> None:
         "ref_image": (sub.ref_data, "ADU"), "ref_flags": (sub.ref_flags, ""), "psf": (sub.psf, "")}
     for name, (data, unit) in planes.items():
         write_plane(s, name, data, unit)
-    set_attrs(s, {"zp": sub.zp, "method": sub.method, "metrics": json.dumps(sub.metrics, sort_keys=True)})
+    set_attrs(s, {"zp": sub.zp, "method": sub.method, "metrics": canonical_json(sub.metrics)})
 
 
 def read_products(g: h5py.Group, path: str, *, pixels: bool) -> SectionProducts:
@@ -161,8 +174,9 @@ def write_report(g: h5py.Group, report: SectionReport) -> None:
     """Write the section's report."""
     r = g.create_group("report")
     plain = {k: v for k, v in asdict(report).items() if k not in ("steps", "warnings")}
-    set_attrs(r, plain | {"warnings": json.dumps(report.warnings),
-                          "steps": json.dumps([asdict(s) for s in report.steps])})
+    set_attrs(r, plain | {"warnings": json.dumps(report.warnings)})
+    steps = np.array([(s.step, s.status, s.wall_s, s.cpu_s, s.rss_mb) for s in report.steps], dtype_of(STEP_COLUMNS))
+    write_table(r, "steps", steps, STEP_COLUMNS)
 
 
 def read_report(g: h5py.Group) -> SectionReport:
@@ -172,8 +186,13 @@ def read_report(g: h5py.Group) -> SectionReport:
     text = {k: get_text(r, k) for k in ("caveat", "completed_step", "error_step", "error_type", "error_message",
                                         "error_traceback", "host", "start_time", "finish_time")}
     return SectionReport(success=bool(a["success"]), warnings=json.loads(get_text(r, "warnings", "[]")),
-                         steps=[StepRecord(**s) for s in json.loads(get_text(r, "steps", "[]"))],
+                         steps=_read_steps(r["steps"]),
                          rank=int(a["rank"]), **text)
+
+
+def _read_steps(table: h5py.Dataset) -> list[StepRecord]:
+    return [StepRecord(row["step"].decode(), row["status"].decode(), float(row["wall_s"]), float(row["cpu_s"]),
+                       float(row["rss_mb"])) for row in read_table(table, STEP_COLUMNS, table.file.filename)]
 
 
 def content_hash(g: h5py.Group, names: Iterable[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seechange_mpi.io.h5util import durable_h5, open_h5, publish
+from seechange_mpi.io.h5util import durable_h5, open_h5, publish, set_attrs
 from seechange_mpi.io.section_h5 import (
     IMAGE_GROUPS,
     SUB_GROUPS,
@@ -58,7 +59,7 @@ def write_shard(
     shard_dir: str | Path, exposure: ExposureInfo, section_id: str, products: SectionProducts, report: SectionReport,
     provenance_ids: Mapping[str, str], inputs: Mapping[str, str], shape: tuple[int, int],
 ) -> Path:
-    """Write a shard under a temporary name, then rename it to ``<section>_<content hash>.h5``.
+    """Write a shard under a temporary name, then rename it to ``<section>_<hash of content and origin>.h5``.
 
     Raises
     ------
@@ -77,7 +78,10 @@ def write_shard(
         g.attrs.update({"provenance_ids": json.dumps(dict(provenance_ids), sort_keys=True),
                         "inputs": json.dumps(dict(inputs), sort_keys=True), "shape": shape,
                         "content_hash": total, "image_hash": image, "sub_hash": sub})
-    path = folder / f"{section_id}_{total[:12]}.h5"
+        set_attrs(g.create_group("inputs"), dict(inputs))
+        # the same pixels made in another way are another shard: an older bundle's shard is never replaced
+        origin = f"{total} {g.attrs['provenance_ids']} {g.attrs['inputs']}"
+    path = folder / f"{section_id}_{hashlib.sha256(origin.encode()).hexdigest()[:12]}.h5"
     publish(tmp, path)
     return path
 
