@@ -148,7 +148,9 @@ class Camera(_Model):
         if isinstance(values, dict) and "section_defaults" in values:
             values = dict(values)
             defaults = values.pop("section_defaults") or {}
-            values["sections"] = [{**defaults, **(s or {})} for s in values.get("sections") or ()]
+            sections = values.get("sections")
+            if isinstance(defaults, dict) and isinstance(sections, list):
+                values["sections"] = [{**defaults, **s} if isinstance(s, dict) else s for s in sections]
         return values
 
     @model_validator(mode="after")
@@ -160,6 +162,12 @@ class Camera(_Model):
         unknown = set(self.header) - set(HEADER_QUANTITIES)
         if unknown:
             raise ValueError(f"header: unknown quantity {min(unknown)}; there are: {', '.join(HEADER_QUANTITIES)}")
+        for kind, pattern in self.calibration.items():
+            try:
+                pattern.format(calib_dir="", section="", filter="")
+            except (KeyError, IndexError, ValueError):
+                raise ValueError(f"calibration: {kind}: a path may hold {{calib_dir}}, {{section}}, {{filter}}; "
+                                 f"found {pattern!r}") from None
         return self
 
     @property

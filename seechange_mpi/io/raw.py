@@ -44,7 +44,10 @@ def read_overrides(path: str | Path, given: Mapping[str, Any] | None = None) -> 
     side = sidecar_of(path)
     out: dict[str, Any] = {}
     if side.is_file():
-        loaded = yaml.safe_load(side.read_text(encoding="utf-8"))
+        try:
+            loaded = yaml.safe_load(side.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as err:
+            raise BadInput(side, "sidecar file", "YAML", " ".join(str(err).split())) from None
         if not isinstance(loaded, dict):
             raise BadInput(side, "sidecar file", "a mapping of header values", type(loaded).__name__)
         out.update(loaded)
@@ -162,7 +165,13 @@ def read_exposure_info(
         raise BadInput(path, "mjd and exposure time", "numbers", f"{values['mjd']!r}, {values['exp_time']!r}") from None
     if not (math.isfinite(mjd) and 0 < mjd < 200_000 and exp_time >= 0):
         raise BadInput(path, "mjd and exposure time", "0 < mjd < 200000, exposure time >= 0", f"{mjd}, {exp_time}")
-    number = {k: float(values[k]) for k in ("ra", "dec", "airmass") if values.get(k) is not None}
+    number: dict[str, float] = {}
+    for name in ("ra", "dec", "airmass"):
+        if values.get(name) is not None:
+            try:
+                number[name] = float(values[name])
+            except (TypeError, ValueError):
+                raise BadInput(path, f"header value '{name}'", "a number", repr(values[name])) from None
     return ExposureInfo(
         identifier=identifier_of(path), instrument=camera.name, path=path, mjd=mjd, exp_time_s=exp_time,
         filter=str(values.get("filter", "")), ra_deg=number.get("ra"), dec_deg=number.get("dec"),
@@ -181,7 +190,13 @@ def _get_hdu(hdus: fits.HDUList, hdu: Hdu, path: str, what: str) -> Any:
 def _number(value: float | str | None, header: fits.Header, default: float | None, override: Any,
             path: str, what: str) -> float:
     if override is not None:
-        return float(override)
+        try:
+            number = float(override)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not number > 0 and not (number == 0 and "read noise" in what):
+            raise BadInput(path, what, "a positive number given by the user", repr(override))
+        return number
     if isinstance(value, str):
         if value in header and isinstance(header[value], int | float) and float(header[value]) > 0:
             return float(header[value])

@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from astropy.io import fits
 
-from seechange_mpi.instruments.camera import Amplifier, Camera, Section, parse_fits_section
+from seechange_mpi.instruments.camera import Amplifier, Camera, Hdu, Section, parse_fits_section
 from seechange_mpi.model.errors import ConfigError
 from seechange_mpi.simulate.parameters import SimulationParameters
 
 F64 = npt.NDArray[np.float64]
+Frames = dict[Hdu, tuple[npt.NDArray[np.uint16], fits.Header]]
+"""HDU -> raw pixels [ADU] and header."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ def amplifier_slices(amp: Amplifier, camera: Camera) -> tuple[tuple[slice, slice
         The camera takes them from header keywords, so there is nothing to simulate from.
     """
     texts = (amp.data_section, amp.bias_section)
-    if texts[0] is None or any(t is not None and not t.startswith("[") for t in texts):
+    if amp.place != "given" or texts[0] is None or any(t is not None and not t.startswith("[") for t in texts):
         raise ConfigError(f"camera {camera.name}: the simulator needs literal data_section and bias_section "
                           "such as [1:1024,1:2048]")
     assert texts[0] is not None
@@ -93,14 +95,17 @@ def make_detector(section: Section, camera: Camera, pars: SimulationParameters, 
 
 
 def read_out(detector: Detector, electrons: F64, camera: Camera, pars: SimulationParameters, epoch: int,
-             rng: np.random.Generator) -> tuple[npt.NDArray[np.uint16], fits.Header]:
-    """Turn collected electrons into the raw frame of the section, overscan included."""
-    layout = [amplifier_slices(a, camera) for a in detector.section.amplifiers]
-    ny = max(max(d[0].stop, b[0].stop if b else 0) for d, b in layout)
-    nx = max(max(d[1].stop, b[1].stop if b else 0) for d, b in layout)
-    raw = np.zeros((ny, nx))
-    header = fits.Header()
-    for k, (amp, (data, over)) in enumerate(zip(detector.section.amplifiers, layout, strict=True)):
+             rng: np.random.Generator) -> Frames:
+    """Turn collected electrons into the raw frames of the section, overscan included: one for each of its HDUs."""
+    section = detector.section
+    layout = [amplifier_slices(a, camera) for a in section.amplifiers]
+    hdus = [section.hdu if a.hdu is None else a.hdu for a in section.amplifiers]
+    raws: dict[Hdu, F64] = {}
+    for hdu in dict.fromkeys(hdus):
+        parts = [part for h, pair in zip(hdus, layout, strict=True) if h == hdu for part in pair if part is not None]
+        raws[hdu] = np.zeros((max(p[0].stop for p in parts), max(p[1].stop for p in parts)))
+    headers = {hdu: fits.Header() for hdu in raws}
+    for k, (amp, hdu, (data, over)) in enumerate(zip(section.amplifiers, hdus, layout, strict=True)):
         gain, noise = detector.gains[k], detector.read_noise[k]
         rows, cols = data[0].stop - data[0].start, data[1].stop - data[1].start
         level = pars.bias_level_adu + 15.0 * k + 5.0 * epoch
@@ -109,12 +114,31 @@ def read_out(detector: Detector, electrons: F64, camera: Camera, pars: Simulatio
         value = (electrons[part] + noise * rng.standard_normal((rows, cols))) / gain + detector.bias[part]
         value[detector.bad[part]] = 5.0
         value += drift[:, None]
-        raw[data] = np.flip(value, tuple(a for a, f in ((0, amp.flip_y), (1, amp.flip_x)) if f))
+        raws[hdu][data] = np.flip(value, tuple(a for a, f in ((0, amp.flip_y), (1, amp.flip_x)) if f))
         if over is not None:
             n_over = over[1].stop - over[1].start
             bias = drift[:, None] + noise / gain * rng.standard_normal((rows, n_over))
-            raw[over] = np.flip(bias, 0) if amp.flip_y else bias
+            raws[hdu][over] = np.flip(bias, 0) if amp.flip_y else bias
         for keyword, number in ((amp.gain, gain), (amp.read_noise, noise)):
             if isinstance(keyword, str):
-                header[keyword] = round(number, 5)
-    return np.clip(np.round(raw), 0, detector.saturation).astype(np.uint16), header
+                headers[hdu][keyword] = round(number, 5)
+    return {hdu: (np.clip(np.round(raw), 0, detector.saturation).astype(np.uint16), headers[hdu])
+            for hdu, raw in raws.items()}
+
+
+def arrange(primary: fits.Header, frames: Frames) -> fits.HDUList:
+    """Put the frames where the camera looks for them: numbered HDUs at their numbers, named ones after them."""
+    numbered = {h: f for h, f in frames.items() if isinstance(h, int)}
+    if 0 in numbered:
+        raw, header = numbered[0]
+        hdus = [fits.PrimaryHDU(raw, primary + header)]
+    else:
+        hdus = [fits.PrimaryHDU(header=primary)]
+    for number in range(1, max(numbered, default=0) + 1):
+        hdus.append(fits.ImageHDU(*numbered.get(number, (None, None))))
+    for hdu, (raw, header) in frames.items():
+        if isinstance(hdu, str):
+            hdus.append(fits.ImageHDU(raw, header, name=hdu))
+        elif isinstance(hdu, tuple):
+            hdus.append(fits.ImageHDU(raw, header, name=hdu[0], ver=hdu[1]))
+    return fits.HDUList(hdus)

@@ -15,7 +15,7 @@ from astropy.table import Table
 
 from seechange_mpi.instruments.camera import Camera, load_camera
 from seechange_mpi.model.errors import ConfigError
-from seechange_mpi.simulate.detector import Detector, make_detector, read_out, section_shape
+from seechange_mpi.simulate.detector import Detector, Frames, arrange, make_detector, read_out, section_shape
 from seechange_mpi.simulate.parameters import SimulationParameters
 from seechange_mpi.simulate.render import MoffatPSF, add_cosmic_rays, add_galaxy, add_point
 from seechange_mpi.simulate.sky import REF_EPOCH, Sky, field_extent, make_sky, plane_at, tan_deproject, tan_project
@@ -164,15 +164,15 @@ class _Survey:
             if rule is not None and rule.keyword is not None:
                 keyword = rule.keyword if isinstance(rule.keyword, str) else rule.keyword[0]
                 primary.header[keyword] = Time(value, format="mjd").isot if rule.convert == "isot_to_mjd" else value
-        hdus, truths = [primary], []
+        frames: Frames = {}
+        truths = []
         for detector in self.detectors:
             electrons, truth = self.expose(detector, epoch, rng)
-            raw, header = read_out(detector, electrons, self.camera, pars, epoch, rng)
-            hdus.append(fits.ImageHDU(raw, header, name=str(detector.section.hdu)))
+            frames.update(read_out(detector, electrons, self.camera, pars, epoch, rng))
             truths.append(truth)
         stem = f"{self.camera.name}_{Time(mjd, format='mjd').strftime('%Y%m%d_%H%M%S')}_{pars.filter}"
         path = self.root / "raw" / f"{stem}.fits"
-        _write_atomically(path, lambda tmp: fits.HDUList(hdus).writeto(tmp, overwrite=True))
+        _write_atomically(path, lambda tmp: arrange(primary.header, frames).writeto(tmp, overwrite=True))
         truth = vstack(truths, metadata_conflicts="silent")
         truth.meta.update({"exposure": stem, "epoch": epoch, "mjd": mjd,
                            "seeing_arcsec": pars.of_epoch(pars.seeing_arcsec, epoch)})

@@ -69,6 +69,8 @@ MINIMAL = {"name": "mine", "pixel_scale_arcsec": 0.5, "sections": [{"id": "1"}]}
     ({"sections": []}, "at least 1"), ({"sections": [{"id": "1"}, {"id": "1"}]}, "unique"),
     ({"header": {"seeing": {"keyword": "X"}}}, "unknown quantity seeing"), ({"gain": 0}, "greater than 0"),
     ({"sections": [{"id": "1", "amplifiers": [{"gian": 2}]}]}, "gian"),
+    ({"calibration": {"flat": "{calib}/f.fits"}}, "calib_dir"),
+    ({"section_defaults": {"hdu": 1}, "sections": ["S1"]}, "sections"),
 ])
 def test_wrong_definitions_teach(tmp_path, change, message):
     path = tmp_path / "mine.yaml"

@@ -24,12 +24,12 @@ def test_sinistro_is_seamless(realdata):
     image = Preprocessor(steps_required=["overscan"]).run(read_section(info, camera, "1"), info, {})
     assert image.shape == (1024, 1024)
     d = np.where(image.flags == 0, image.data, np.nan)
-    low, high, first, second = slice(503, 511), slice(513, 521), slice(0, 512), slice(512, 1024)
+    low, high, first, second = slice(487, 511), slice(513, 537), slice(0, 512), slice(512, 1024)
     seams = [(d[first, low], d[first, high]), (d[second, low], d[second, high]), (d[low, first], d[high, first]),
              (d[low, second], d[high, second])]
     for a, b in seams:
-        # sky of 299 ADU with 7 ADU noise per pixel: the medians are good to 0.15 ADU
-        assert np.nanmedian(a) == pytest.approx(np.nanmedian(b), rel=0.008)
+        # sky of 299 ADU with 7 ADU noise per pixel: the medians of 12,000 pixels are good to 0.1 ADU
+        assert np.nanmedian(a) == pytest.approx(np.nanmedian(b), rel=0.003)
     background = Backgrounder().run(image)
     sources, psf = Detector().extract(image, background)
     # a star on a seam would be split by a wrong flip: the PSF is sharp and one everywhere

@@ -218,3 +218,10 @@ def test_reduced_image_with_weight_and_mask(tmp_path):
     cam = camera(reduced=True, weight_hdu="X", gain=1.0, sections=[{"id": "1"}])
     with pytest.raises(BadInput, match="HDU X"):
         read_section(read_exposure_info(path, cam), cam, "1")
+
+
+@pytest.mark.parametrize("text", ["gain: [1", "- 1", "gain: much", "gain: 0", "ra: '10:00'"])
+def test_nonsense_in_the_sidecar_is_one_clear_error(exposure, text):
+    sidecar_of(exposure[0]).write_text(text)
+    with pytest.raises(BadInput, match=r"night_001\.fits"):
+        read_section(read_exposure_info(exposure[0], camera()), camera(), "1")

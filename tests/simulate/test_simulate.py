@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import yaml
 from astropy.table import Table
 from scipy.spatial import cKDTree
 
@@ -120,3 +121,40 @@ def test_cameras_that_cannot_be_simulated_are_refused(tmp_path):
         simulate_survey(tmp_path, SimulationParameters(camera="generic-fits"))
     with pytest.raises(ConfigError, match="literal"):
         simulate_survey(tmp_path, SimulationParameters(camera="DECam"))
+
+
+@pytest.mark.parametrize("hdu", ["number", "primary", "version"])
+def test_any_raw_layout_reads_back_as_one_section(tmp_path, hdu):
+    """Amplifiers in HDUs of their own, flipped; HDUs by number or by name and version."""
+    def amp(name, number, **place):
+        where = {"number": number, "version": ["SCI", number], "primary": None}[hdu]
+        shift = 80 * (number - 1) if hdu == "primary" else 0
+        return {"name": name, "hdu": where, "data_section": f"[{shift + 1}:{shift + 64},1:128]",
+                "bias_section": f"[{shift + 65}:{shift + 80},1:128]", "gain": 2.0, "read_noise": 3.0, **place}
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({
+        "name": "mine", "pixel_scale_arcsec": 0.6, "saturation": 60000, "filters": ["r"],
+        "header": {"mjd": {"keyword": "DATE-OBS", "convert": "isot_to_mjd"}, "exp_time": {"keyword": "EXPTIME"},
+                   "filter": {"keyword": "FILTER"}},
+        "sections": [{"id": "1", "hdu": 0, "size": [128, 128], "amplifiers": [
+            amp("A", 1), amp("B", 2, x0=64, flip_x=True, flip_y=True)]}]}))
+    pars = SimulationParameters(camera=str(path), epochs=1, transients_per_section=0, cosmic_rays_per_mpix=0.0,
+                                stars_per_sq_deg=20000.0, bad_columns_per_amplifier=0)
+    made = simulate_survey(tmp_path / "out", pars)
+    camera = load_camera(path)
+    info = read_exposure_info(made.exposures[0], camera)
+    assert info.mjd == pytest.approx(61000.1, abs=1e-6)
+    raw = read_section(info, camera, "1")
+    assert raw.shape == (128, 128)
+    image = np.zeros(raw.shape)
+    for a in raw.amplifiers:
+        level = np.median(a.overscan, axis=1, keepdims=True)
+        image[a.y0:a.y0 + a.data.shape[0], a.x0:a.x0 + a.data.shape[1]] = a.data - level
+    truth = Table.read(made.truth[0])
+    star = truth[np.array([k == "star" for k in truth["kind"]])]
+    star.sort("flux_adu", reverse=True)
+    for row in star[:2]:
+        y, x = round(row["y"]), round(row["x"])
+        box = image[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2]
+        assert box.max() > np.median(image) + 0.03 * row["flux_adu"]
