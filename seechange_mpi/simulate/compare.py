@@ -30,7 +30,7 @@ class Comparison:
     ----------
     zp_errors : measured minus true zero point of each section [mag].
     astrometry_mas : position errors of stars with S/N > 20, east and north [mas].
-    found, asked : transients, variables and movers with difference S/N ≥ 10.
+    found, asked : transients, variables (faded ones too) and movers with difference S/N ≥ 10.
     true, kept : unflagged measurements with a true change behind them, and all unflagged ones.
     missed, false : one line each.
     """
@@ -121,7 +121,7 @@ def _compare_measurements(table: npt.NDArray[np.void], truth: Table, first: Tabl
     ny, nx = shape
     inner = ((truth["x"] > EDGE_PIX) & (truth["x"] < nx - 1 - EDGE_PIX)
              & (truth["y"] > EDGE_PIX) & (truth["y"] < ny - 1 - EDGE_PIX))
-    asked = truth[inner & (truth["diff_snr"] >= SNR_ASKED)]
+    asked = truth[inner & (np.abs(truth["diff_snr"]) >= SNR_ASKED)]
     index = match_sky(asked["ra"], asked["dec"], kept["ra"], kept["dec"], MATCH_ARCSEC)
     into.asked += len(asked)
     into.found += int((index >= 0).sum())
@@ -155,7 +155,7 @@ def variables_as_objects(
     ids = np.array([m[0] for m in measured])
     ra, dec = np.array([m[1] for m in measured], float), np.array([m[2] for m in measured], float)
     table = truths[-1]
-    variables = table[(table["kind"] == "variable") & (table["diff_snr"] >= SNR_ASKED)]
+    variables = table[(table["kind"] == "variable") & (np.abs(table["diff_snr"]) >= SNR_ASKED)]
     single = seen = 0
     for row in variables:
         near = match_sky(ra, dec, np.array([row["ra"]]), np.array([row["dec"]]), MATCH_ARCSEC) >= 0

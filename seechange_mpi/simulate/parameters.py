@@ -35,9 +35,10 @@ class SimulationParameters(Parameters):
     catalog_mag: float = par(20.5, "faintest star in the catalogue", unit="mag")
     galaxies_per_sq_deg: float = par(1400.0, "galaxies", unit="deg-2", ge=0)
     transients_per_section: int = par(10, "point sources absent in the first epoch", ge=0)
-    variables_per_section: int = par(4, "stars that brighten by 0.5-1.5 mag after the first epoch", ge=0)
+    variables_per_section: int = par(4, "stars that change by 0.5-1.5 mag after the first epoch; every other one "
+                                         "fades", ge=0)
     movers_per_section: int = par(2, "moving objects, at another place in every epoch", ge=0)
-    transient_mag: list[float] = par([18.8, 21.3], "range of transient magnitudes", unit="mag")
+    transient_mag: list[float] = par([18.8, 22.2], "range of transient magnitudes", unit="mag")
     cosmic_rays_per_mpix: float = par(15.0, "cosmic rays per million pixels and exposure", ge=0)
     bad_columns_per_amplifier: int = par(1, "dead columns", ge=0)
     bias_level_adu: float = par(1000.0, "pedestal", unit="ADU", ge=0)

@@ -43,7 +43,7 @@ class Sky:
     rate_eta: F64
     """Motion of movers [arcsec/d]."""
     boost: F64
-    """Magnitudes by which a variable is brighter after the first epoch."""
+    """Magnitudes by which a variable is brighter (negative: fainter) after the first epoch."""
 
 
 def field_extent(camera: Camera, shape: dict[str, tuple[int, int]]) -> tuple[float, float]:
@@ -111,7 +111,8 @@ def _special(pars: SimulationParameters, camera: Camera, centre: tuple[float, fl
         {"kind": "transient", "xi": xi, "eta": eta,
          "g_mag": rng.uniform(pars.transient_mag[0], pars.transient_mag[1], n), "colour": rng.uniform(0.6, 1.2, n)},
         {"kind": "variable", "xi": vx, "eta": vy, "g_mag": rng.uniform(18.5, 20.3, m),
-         "colour": rng.uniform(0.6, 1.5, m), "boost": rng.uniform(0.5, 1.5, m)},
+         "colour": rng.uniform(0.6, 1.5, m),
+         "boost": rng.uniform(0.5, 1.5, m) * np.where(np.arange(m) % 2, -1.0, 1.0)},
         {"kind": "mover", "xi": mx, "eta": my, "g_mag": rng.uniform(18.8, 20.5, k),
          "colour": rng.uniform(0.8, 1.2, k), "rate_xi": speed * np.cos(angle), "rate_eta": speed * np.sin(angle)},
     ]
