@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.ndimage
 
+from seechange_mpi.gpu_kernels import polynomials
 from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
 from seechange_mpi.gpu_kernels.stamps import cut_stamps
 from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
@@ -65,11 +66,11 @@ class ConstantPSF:
 
 
 def polynomial_terms(psf: PSFLike, x: Array, y: Array) -> Array:
-    """Return (n, n_terms): for j in 0..d: for i in 0..d-j: x**i y**j of the scaled positions."""
+    """Return (n, n_terms): the terms of `polynomials.powers` of the scaled positions."""
     xp = get_xp(x, psf.basis)
     u = (xp.asarray(x, dtype=xp.float64) - psf.x0) / psf.x_scale
     v = (xp.asarray(y, dtype=xp.float64) - psf.y0) / psf.y_scale
-    return xp.stack([u**i * v**j for j in range(psf.degree + 1) for i in range(psf.degree + 1 - j)], axis=-1)
+    return polynomials.terms(psf.degree, u, v)
 
 
 def _lanczos(u: Array, xp: Any) -> Array:
