@@ -38,12 +38,12 @@ def rfft2(array: Array, shape: tuple[int, int] | None = None) -> Array:
     return _module(xp).rfft2(array, s=shape)
 
 
-def irfft2(array: Array, shape: tuple[int, int]) -> Array:
-    """Inverse of `rfft2` for an output of `shape`."""
+def irfft2(array: Array, shape: tuple[int, int], *, overwrite: bool = False) -> Array:
+    """Inverse of `rfft2` for an output of `shape`; `overwrite` gives the input up."""
     xp = get_xp(array)
     if xp is np:
-        return _module(xp).irfft2(array, s=shape, workers=WORKERS)
-    return _module(xp).irfft2(array, s=shape)
+        return _module(xp).irfft2(array, s=shape, workers=WORKERS, overwrite_x=overwrite)
+    return _module(xp).irfft2(array, s=shape, overwrite_x=overwrite)
 
 
 def centred_kernel(stamp: Array, shape: tuple[int, int], dtype: Any = None) -> Array:
