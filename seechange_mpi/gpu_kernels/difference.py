@@ -104,7 +104,8 @@ def subtract(
     filter_at : filters at a position on a grid; asked once, at the centre of the frame, unless `varying`.
     varying : the filters change over the frame.
     psf_size : side of the larger PSF stamp [pix].
-    tile : about the side of a tile where filters vary; default 512 [pix].
+    tile : about the side of a tile [pix]. Default: 512 where filters vary; else what suits a CPU's cache, and the whole
+        frame on a GPU.
     cache : transforms of the reference, used and filled.
 
     Raises
@@ -158,16 +159,16 @@ def _layout(frame: tuple[int, int], margin: int, varying: bool, tile: int | None
             ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Number of tiles along each axis and the grid of one, for the least work."""
     side = margin + (_BLEND if varying else 0)
+    wanted = tile or (512 if varying else None)
+    largest = wanted + 2 * side if wanted else (_TILE_ON_CPU if on_cpu else max(frame) + 4 * side)
     options: list[list[tuple[int, int]]] = []
     for n in frame:
         sizes = [(k, good_size(-(-n // k) + 2 * side)) for k in range(1, max(1, n // 64) + 1)]
         if varying:
-            sizes = [sizes[min(max(1, round(n / (tile or 512))), len(sizes)) - 1]]
-        elif not on_cpu:
-            sizes = sizes[:1]
+            sizes = [sizes[min(max(1, round(n / (wanted or n))), len(sizes)) - 1]]
         else:
             least = min(size for _, size in sizes)
-            sizes = [option for option in sizes if option[1] <= max(_TILE_ON_CPU, least)]
+            sizes = [option for option in sizes if option[1] <= max(largest, least)]
         options.append(sizes)
     best = min(((ky, kx, ty, tx) for ky, ty in options[0] for kx, tx in options[1]),
                key=lambda c: c[0] * c[1] * c[2] * c[3] * (1 + c[2] * c[3] / 1e6))

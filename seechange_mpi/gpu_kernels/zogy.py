@@ -66,8 +66,9 @@ def zogy_subtract(
         neither signal nor noise elsewhere) and NaN in all outputs. Non-finite pixels of an image or a variance are
         masked as well. Outside the image the same holds, so that S_corr keeps unit variance up to the edge.
     tile : int, optional
-        About the side of the tiles in which PSF and noise are constant, where callables are given; default 512.
-        Neighbouring tiles are cross-faded over 32 pixels.
+        About the side of the tiles. Where callables are given, PSF and noise are constant in a tile (default 512) and
+        neighbouring tiles are cross-faded over 32 pixels; else the result does not depend on it (default: what suits
+        a CPU's cache, the whole frame on a GPU).
     reference_cache : optional
         Keeps the reference's transforms for the next exposure on the same grid.
 

@@ -1,8 +1,8 @@
-"""Subtract the reference: warp it, scale it, ZOGY in overlapping tiles with the PSFs of each tile."""
+"""Subtract the reference: warp it, scale it, and subtract with the PSF and noise of every place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy.typing as npt
 import scipy.ndimage
 
 from seechange_mpi.config.parameters import Parameters, par
-from seechange_mpi.gpu_kernels.backend import asnumpy, to_backend
+from seechange_mpi.gpu_kernels.backend import Array, asnumpy, to_backend
 from seechange_mpi.gpu_kernels.stats import mad_std
-from seechange_mpi.gpu_kernels.zogy import ZogyResult, zogy_subtract
+from seechange_mpi.gpu_kernels.subtraction import Subtraction
+from seechange_mpi.gpu_kernels.zogy import zogy_subtract
 from seechange_mpi.model.errors import AlgorithmError, BadInput
 from seechange_mpi.model.flags import PixelFlag
 from seechange_mpi.model.products import F32, Image, Reference, SectionProducts, SubImage
@@ -35,17 +36,6 @@ class SubtractionParameters(Parameters):
     min_astrometric_sigma: float = par(0.01, "least registration error assumed per axis", unit="pix", ge=0)
     grow_bad: int = par(1, "bad pixels are grown by this much", unit="pix", ge=0)
     grow_saturated_fwhms: float = par(1.0, "saturated cores are grown by this much", unit="FWHM", ge=0)
-
-
-@dataclass(slots=True)
-class _Planes:
-    """What the tiles fill."""
-
-    data: F32
-    weight: F32
-    score: F32
-    flux: F32
-    flux_err: F32
 
 
 class Subtractor(Step[SubtractionParameters]):
@@ -83,7 +73,8 @@ class Subtractor(Step[SubtractionParameters]):
         if bad.mean() > 0.98:
             raise AlgorithmError("subtraction", "almost nothing of the section is good in both images",
                                  {"good_fraction": float(1 - bad.mean())})
-        planes, psf = self._tiles(new, ref, registration, bad)
+        result, weight = self._subtract(new, ref, registration, bad)
+        score = _plane(result.score_corr)
         flags = image.flags | ref.flags
         flags[bad & (flags == 0)] |= np.uint16(PixelFlag.ZERO_WEIGHT)
         good = ~bad
@@ -92,11 +83,12 @@ class Subtractor(Step[SubtractionParameters]):
             "flux_ratio_over_zero_points": ref.flux_ratio / zero_point_ratio,
             "registration_shift_pix": registration.shift, "sigma_x_pix": registration.sigma_x,
             "sigma_y_pix": registration.sigma_y, "matched_stars": len(registration.new_index),
-            "score_std": mad_std(planes.score[good][::7]), "fwhm_ref_pix": ref.psf.fwhm_pixels,
+            "score_std": mad_std(score[good][::7]), "fwhm_ref_pix": ref.psf.fwhm_pixels,
             "masked_fraction": float(bad.mean()),
         }
         return SubImage(
-            planes.data, planes.weight, flags, planes.score, planes.flux, planes.flux_err, psf, new.zp.zp,
+            _plane(result.difference, result.flux_zero_points), weight, flags, score, _plane(result.flux),
+            _plane(result.flux_err), asnumpy(result.psf).astype(np.float32), new.zp.zp,
             (ref.data * np.float32(ref.flux_ratio)).astype(np.float32), ref.flags, pars.method,
             {k: float(v) for k, v in metrics.items() if np.isfinite(v)})
 
@@ -112,62 +104,39 @@ class Subtractor(Step[SubtractionParameters]):
             saturated = scipy.ndimage.distance_transform_edt(~saturated) <= grow
         return np.asarray(bad | saturated)
 
-    def _tiles(self, new: SectionProducts, ref: WarpedReference, registration: Registration,
-               bad: npt.NDArray[np.bool_]) -> tuple[_Planes, F32]:
-        """Subtract tile by tile; each tile is computed with a margin, so that joins are seamless."""
+    def _subtract(self, new: SectionProducts, ref: WarpedReference, registration: Registration,
+                  bad: npt.NDArray[np.bool_]) -> tuple[Subtraction, F32]:
+        """Call the kernel with the PSF and the noise of every place; return its products and the weight [ADU⁻²]."""
         assert new.image is not None
         assert new.background is not None
         assert new.psf is not None
-        shape = new.image.shape
+        new_psf, shape = new.psf, new.image.shape
         data = subtract_background(new.image, new.background)
         rms = render_rms(new.background)
         variance = (rms**2 + data / np.float32(new.image.gain)).astype(np.float32)
-        planes = _Planes(*(np.zeros(shape, np.float32) for _ in range(5)))
-        margin = 2 * max(new.psf.basis.shape[-1], ref.psf.basis.shape[-1])
-        psf_centre: F32 | None = None
-        for ys, xs in tile_slices(shape, self.pars.tile_size):
-            wide = (slice(max(ys.start - margin, 0), min(ys.stop + margin, shape[0])),
-                    slice(max(xs.start - margin, 0), min(xs.stop + margin, shape[1])))
-            core = (slice(ys.start - wide[0].start, ys.stop - wide[0].start),
-                    slice(xs.start - wide[1].start, xs.stop - wide[1].start))
-            good = ~bad[wide]
-            if good.mean() < 0.02 or not good[core].any():
-                continue
-            cx, cy = (xs.start + xs.stop - 1) / 2, (ys.start + ys.stop - 1) / 2
-            p_new, p_ref = centre_stamp(new.psf, cx, cy), centre_stamp(ref.psf, cx, cy)
-            noise_new, noise_ref = float(np.median(rms[wide][good])), float(np.median(ref.rms[wide][good]))
-            result = zogy_subtract(
-                to_backend(data[wide]), to_backend(ref.data[wide]), to_backend(p_new), to_backend(p_ref),
-                noise_new=noise_new, noise_ref=noise_ref, flux_new=1.0, flux_ref=1.0 / ref.flux_ratio,
-                variance_new=to_backend(variance[wide]), variance_ref=to_backend(ref.variance[wide]),
-                sigma_x=max(registration.sigma_x, self.pars.min_astrometric_sigma),
-                sigma_y=max(registration.sigma_y, self.pars.min_astrometric_sigma), mask=to_backend(~good))
-            quiet = noise_new**2 + (noise_ref * ref.flux_ratio) ** 2
-            local = variance[wide] + ref.variance[wide] * np.float32(ref.flux_ratio**2)
-            _fill(planes, (ys, xs), core, result, (np.maximum(local, 0.25 * quiet) / quiet).astype(np.float32))
-            if psf_centre is None or (xs.start <= shape[1] // 2 < xs.stop and ys.start <= shape[0] // 2 < ys.stop):
-                psf_centre = asnumpy(result.psf).astype(np.float32)
-        assert psf_centre is not None
-        return planes, psf_centre
+        ratio = np.float32(ref.flux_ratio)
+        least = self.pars.min_astrometric_sigma
+        result = zogy_subtract(
+            to_backend(data), to_backend(ref.data),
+            lambda x, y: centre_stamp(new_psf, x, y), lambda x, y: centre_stamp(ref.psf, x, y),
+            noise_new=_at(rms, shape), noise_ref=_at(ref.rms, shape), flux_new=1.0, flux_ref=float(1 / ratio),
+            variance_new=to_backend(variance), variance_ref=to_backend(ref.variance),
+            sigma_x=max(registration.sigma_x, least), sigma_y=max(registration.sigma_y, least), mask=to_backend(bad),
+            tile=self.pars.tile_size)
+        quiet = rms**2 + (ref.rms * ratio) ** 2
+        local = np.maximum(variance + ref.variance * ratio**2, 0.25 * quiet)
+        return result, np.where(bad, 0, 1 / local).astype(np.float32)
 
 
-def tile_slices(shape: tuple[int, int], size: int) -> list[tuple[slice, slice]]:
-    """Cut an image into about equal tiles of at most about `size` pixels."""
-    edges = []
-    for n in shape:
-        count = max(1, round(n / size))
-        edges.append(np.linspace(0, n, count + 1).astype(int))
-    return [(slice(int(y0), int(y1)), slice(int(x0), int(x1)))
-            for y0, y1 in zip(edges[0][:-1], edges[0][1:], strict=True)
-            for x0, x1 in zip(edges[1][:-1], edges[1][1:], strict=True)]
+def _at(rms: F32, shape: tuple[int, int]) -> Callable[[float, float], float]:
+    """A map as a callable of position."""
+    return lambda x, y: float(rms[min(round(y), shape[0] - 1), min(round(x), shape[1] - 1)])
 
 
-def _fill(planes: _Planes, where: tuple[slice, slice], core: tuple[slice, slice], result: ZogyResult,
-          excess: npt.NDArray[np.float32]) -> None:
-    """Copy the core of a tile; masked pixels become 0. `excess` = variance over that of empty sky."""
-    good = np.isfinite(asnumpy(result.score_corr)[core])
-    f_d = np.float32(result.flux_zero_point)
-    for plane, image in ((planes.data, result.difference / f_d), (planes.score, result.score_corr),
-                         (planes.flux, result.flux), (planes.flux_err, result.flux_err)):
-        plane[where] = np.where(good, asnumpy(image)[core], 0)
-    planes.weight[where] = np.where(good, f_d**2 / excess[core], 0)
+def _plane(image: Array, zero_points: Array | None = None) -> F32:
+    """A plane in host memory, masked pixels 0; over the local flux zero point where that is given."""
+    values: F32 = asnumpy(image)
+    if zero_points is not None:
+        values = values / asnumpy(zero_points)
+    values[~np.isfinite(values)] = 0
+    return values.astype(np.float32, copy=False)

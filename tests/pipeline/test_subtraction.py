@@ -20,7 +20,7 @@ from seechange_mpi.pipeline.extraction import Detector
 from seechange_mpi.pipeline.measuring import Measurer
 from seechange_mpi.pipeline.photocal import PhotCalibrator
 from seechange_mpi.pipeline.scoring import Scorer
-from seechange_mpi.pipeline.subtraction import Subtractor, tile_slices
+from seechange_mpi.pipeline.subtraction import Subtractor
 from seechange_mpi.pipeline.warping import register, warp_reference
 from seechange_mpi.pipeline.wcs_tools import sip_header, sky_to_pixel
 
@@ -308,11 +308,3 @@ def test_repeatable(pair):
     again = Subtractor().run(pair.new, pair.reference)
     for name in ("data", "weight", "flags", "score", "flux", "psf"):
         assert getattr(again, name).tobytes() == getattr(pair.sub, name).tobytes()
-
-
-def test_tiles_cover_once():
-    for shape in ((512, 512), (4096, 2048), (700, 333), (100, 90)):
-        count = np.zeros(shape, int)
-        for ys, xs in tile_slices(shape, 512):
-            count[ys, xs] += 1
-        assert (count == 1).all()

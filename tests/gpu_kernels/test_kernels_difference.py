@@ -1,0 +1,149 @@
+"""Tiles of a difference image: joins, cross-fades, PSF and noise that vary, the cache of the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_truth import add_stars, grid_positions, stamp
+
+from seechange_mpi.gpu_kernels import difference
+from seechange_mpi.gpu_kernels.difference import ReferenceCache
+from seechange_mpi.gpu_kernels.zogy import zogy_subtract
+
+SHAPE = (420, 391)
+NAMES = ("difference", "score", "score_corr", "flux", "flux_err", "translient")
+
+
+def make_pair(seed, dtype=np.float64, shape=SHAPE):
+    rng = np.random.default_rng(seed)
+    x, y = grid_positions(rng, shape, 30)
+    flux = 10 ** rng.uniform(3, 5, len(x))
+    out = []
+    for fwhm in (4.0, 3.0):
+        image = np.zeros(shape)
+        add_stars(image, x, y, flux, fwhm, 25)
+        out.append((rng.poisson(image + 100) - 100.0).astype(dtype))
+    return out
+
+
+def run(pair, **more):
+    args = {"psf_new": stamp(25, 4.0), "psf_ref": stamp(25, 3.0), "noise_new": 10.0, "noise_ref": 10.0} | more
+    psfs = args.pop("psf_new"), args.pop("psf_ref")
+    return zogy_subtract(*pair, *psfs, **args)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_joins_leave_no_trace(sigma, masked):
+    pair = make_pair(1)
+    mask = None
+    if masked:
+        mask = np.zeros(SHAPE, bool)
+        mask[130:140, 100:260] = True  # across joins
+        mask[:, 200] = True
+    whole = run(pair, tile=1000, sigma_x=sigma, sigma_y=sigma, mask=mask)
+    small = run(pair, tile=64, sigma_x=sigma, sigma_y=sigma, mask=mask)
+    for name in NAMES:
+        a, b = getattr(whole, name), getattr(small, name)
+        assert (np.isnan(a) == np.isnan(b)).all()
+        scale = np.nanstd(a)
+        # filters end where they are below 1e-6 of their peak, and stars have 1e4 counts
+        assert np.nanmax(np.abs(a - b)) < 0.01 * scale, name
+
+
+def test_tiles_are_really_cut(monkeypatch):
+    counts = []
+    original = difference._layout
+
+    def layout(*args, **kwargs):
+        result = original(*args, **kwargs)
+        counts.append(result[0])
+        return result
+
+    monkeypatch.setattr(difference, "_layout", layout)
+    run(make_pair(2, np.float32), tile=64)
+    run(make_pair(2, np.float32), tile=1000)
+    assert counts[0] == (6, 6)
+    assert counts[1] == (1, 1)
+
+
+@pytest.mark.parametrize("frame", [(512, 512), (700, 333), (100, 90), (65, 1000)])
+@pytest.mark.parametrize("varying", [False, True])
+def test_tiles_cover_the_frame_with_weight_one(frame, varying):
+    count, shape = difference._layout(frame, 20, varying, 128, on_cpu=True)
+    total = np.zeros(frame)
+    for part in difference._tiles(frame, count, 20, varying):
+        weight = 1.0 if part.fade_y is None else part.fade_y[:, None] * part.fade_x[None, :]
+        total[part.y, part.x] += weight
+        assert part.y.stop - part.y0 + 20 <= shape[0]
+        assert part.x.stop - part.x0 + 20 <= shape[1]
+    assert np.allclose(total, 1)
+
+
+def test_callables_of_nothing_new_change_nothing():
+    pair = make_pair(3)
+    plain = run(pair)
+    p = stamp(25, 4.0)
+    called = run(pair, psf_new=lambda x, y: p, noise_ref=lambda x, y: 10.0, tile=100)
+    for name in NAMES:
+        assert np.nanmax(np.abs(getattr(plain, name) - getattr(called, name))) < 0.01 * np.nanstd(getattr(plain, name))
+    assert plain.flux_zero_points is None
+    assert np.allclose(called.flux_zero_points, plain.flux_zero_point)
+
+
+def test_psf_and_noise_that_vary():
+    """Stars of a PSF that widens over the frame cancel everywhere; noise that doubles gives unit variance."""
+    rng = np.random.default_rng(4)
+    shape = (600, 601)
+
+    def fwhm(x):
+        return 3.0 + x / shape[1]
+
+    x, y = grid_positions(rng, shape, 40)
+    flux = np.full(len(x), 2e4)
+    sky = 100 * (1 + 3 * np.arange(shape[0]) / shape[0])[:, None] * np.ones(shape)
+    images = []
+    for widths in (np.round(fwhm(x), 2), np.full(len(x), 3.0)):
+        image = np.zeros(shape)
+        add_stars(image, x, y, flux, widths, 25)
+        images.append(image)
+    pair = [(rng.poisson(image + sky) - sky).astype(np.float32) for image in images]
+    variance = [(image + sky).astype(np.float32) for image in images]
+    args = {"psf_ref": stamp(25, 3.0), "noise_new": lambda x, y: float(np.sqrt(sky[round(y), 0])),
+            "noise_ref": lambda x, y: float(np.sqrt(sky[round(y), 0])), "variance_new": variance[0],
+            "variance_ref": variance[1], "tile": 60}
+    told = run(pair, psf_new=lambda x, y: stamp(25, float(fwhm(x))), **args)
+    untold = run(pair, psf_new=stamp(25, fwhm(300)), **args)
+    bright = images[0] > sky
+    assert np.std(told.score_corr[bright]) < 1.15
+    assert np.std(untold.score_corr[bright]) > 1.5
+    quiet = (images[0] < 1) & (images[1] < 1)
+    assert np.std(told.difference[quiet]) == pytest.approx(1, abs=0.01)
+    assert np.std(told.score_corr[quiet]) == pytest.approx(1, abs=0.03)
+    # a noise of 1 to 2 over the frame: so do the zero points, without steps
+    zero_points = told.flux_zero_points
+    assert zero_points[-1, 0] / zero_points[0, 0] == pytest.approx(0.5, rel=0.15)
+    assert np.abs(np.diff(zero_points, axis=0)).max() < 0.03 * zero_points.max()
+
+
+def test_reference_transforms_are_used_again():
+    first, ref = make_pair(5, np.float32)
+    second = make_pair(6, np.float32)[0]
+    mask = np.zeros(SHAPE, bool)
+    mask[50:60, 50:60] = True
+    cache, tiles = ReferenceCache(), []
+    run((first, ref), tile=100, reference_cache=cache)
+    assert cache.hits == 0
+    for more in ({}, {"mask": mask}):
+        before = cache.hits
+        with_cache = run((second, ref), tile=100, reference_cache=cache, **more)
+        without = run((second, ref), tile=100, **more)
+        for name in NAMES:
+            assert np.array_equal(getattr(with_cache, name), getattr(without, name), equal_nan=True)
+        tiles.append(cache.hits - before)
+    # tiles without masked pixels are taken from the cache, the others are made anew
+    assert 0 < tiles[1] < tiles[0]
+    other = np.array(ref)
+    before = cache.hits
+    run((second, other), tile=100, reference_cache=cache)
+    assert cache.hits == before, "another reference is not taken for the first"
