@@ -1,7 +1,7 @@
 # Two commands do everything: make demo, make test.  See README.md.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-full bench lint unit mpi-tests lock clean
+.PHONY: help venv venv-gpu demo test test-full bench lint unit mpi-tests lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -19,10 +19,13 @@ $(VENV)/.installed: requirements.lock setup.cfg pyproject.toml
 	@./tools/make_venv.sh $(VENV)
 	@touch $@
 
+venv-gpu: venv  ## CuPy and the CUDA compiler in it as well (no GPU needed; 130 MB)
+	@./tools/add_gpu.sh $(VENV)
+
 demo: venv  ## simulate a survey, process it with 3 MPI ranks, compare with the truth
 	@$(BIN)/seechange-mpi demo --dir $(DEMO_DIR)
 
-test: venv lint unit mpi-tests  ## style, types, imports and all quick tests
+test: venv-gpu lint unit mpi-tests  ## style, types, imports and all quick tests
 
 lint: venv
 	$(BIN)/ruff check .
@@ -44,7 +47,11 @@ bench: venv  ## benchmarks against rivals; results in docs/benchmarks.md
 	$(BIN)/python benchmarks/run_all.py
 
 lock: venv  ## pin today's versions of every dependency
-	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed '/^seechange/d' > requirements.lock
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed '/^seechange/d' > .all.lock
+	grep -vE '^(cupy|nvidia-|cuda-)' .all.lock > requirements.lock
+	if grep -qE '^cupy' .all.lock; then \
+	  grep -E '^(cupy|cuda-pathfinder|nvidia-cuda-)' .all.lock > requirements-gpu.lock; fi
+	rm -f .all.lock
 
 clean:  ## remove the virtual environment and the demo
 	@if [ -d $(DEMO_DIR) ] && [ -x $(BIN)/seechange-mpi ]; then \

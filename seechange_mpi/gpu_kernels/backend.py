@@ -1,7 +1,8 @@
 """NumPy or CuPy, found from the arguments.
 
 ``SEECHANGE_BACKEND`` = ``auto`` (CuPy where a device answers, else NumPy), ``numpy`` or ``cupy`` decides
-where `to_backend` puts arrays; kernels follow the arrays they are given.
+where `to_backend` puts arrays; kernels follow the arrays they are given. The device is chosen on first need, see
+`device.use_device`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from seechange_mpi.gpu_kernels.device import driver_present, use_device
 
 Array = Any
 """A numpy.ndarray or cupy.ndarray."""
@@ -43,26 +46,30 @@ def asnumpy(array: Array) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def backend_name() -> str:
-    """Return ``numpy`` or ``cupy`` for this process.
+    """Return ``numpy`` or ``cupy`` for this process; with CuPy the process has its device from now on.
+
+    ``auto`` does not import CuPy where there is plainly no driver.
 
     Raises
     ------
     RuntimeError
-        ``SEECHANGE_BACKEND=cupy`` and no CuPy or no device, or an unknown value.
+        ``SEECHANGE_BACKEND=cupy`` and no CuPy or no device, or an unknown value; ``SEECHANGE_GPU_POOL_MB`` is not
+        a number.
     """
     wanted = os.environ.get("SEECHANGE_BACKEND", "auto").lower()
     if wanted not in ("auto", "numpy", "cupy"):
         raise RuntimeError(f"SEECHANGE_BACKEND: expected auto, numpy or cupy, found {wanted!r}")
-    if wanted == "numpy":
+    if wanted == "numpy" or (wanted == "auto" and not driver_present()):
         return "numpy"
     try:
         import cupy
-
-        if cupy.cuda.is_available():
-            return "cupy"
-        reason = "no CUDA device answers"
     except ImportError:
         reason = "the package cupy is missing: pip install 'seechange-mpi[gpu]'"
+    else:
+        if cupy.cuda.is_available():
+            use_device()
+            return "cupy"
+        reason = "no CUDA device answers"
     if wanted == "cupy":
         raise RuntimeError(f"SEECHANGE_BACKEND=cupy, but {reason}")
     return "numpy"
@@ -74,4 +81,5 @@ def to_backend(array: np.ndarray) -> Array:
         return array
     import cupy
 
+    use_device()
     return cupy.asarray(array)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+from seechange_mpi.gpu_kernels.device import fallback_counts, reset_fallback_counts
 from seechange_mpi.model.errors import AlgorithmError, BadInput, NoWork, SeeChangeError
 from seechange_mpi.model.products import Reference, SectionProducts, StoredSection
 from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionReport, SectionTask, StepRecord
@@ -48,6 +49,7 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
     runner: _SectionRun | None = None
     is_bug = False
     started = time.perf_counter()
+    reset_fallback_counts()
     try:
         runner = _SectionRun(task, pipeline or Pipeline.from_settings(task.settings), report)
         runner.run()
@@ -56,6 +58,8 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
     except Exception as err:  # noqa: BLE001 - anything unforeseen fails this section only
         is_bug = True
         _record_failure(report, err)
+    report.warnings += [f"GPU memory ran out: {n} {name}{'s' if n > 1 else ''} done on the CPU"
+                        for name, n in fallback_counts().items()]
     shard = ""
     if runner is not None:
         report.finish_time = _now()

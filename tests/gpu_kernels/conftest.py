@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import seechange_mpi.gpu_kernels
+from seechange_mpi.gpu_kernels.device import driver_present
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class ArrayDevice:
 @lru_cache(maxsize=1)
 def gpu_answers() -> bool:
     """True where the real CuPy finds a device."""
+    if not driver_present():
+        return False
     try:
         import cupy
 
@@ -58,17 +62,14 @@ def forget_caches() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "device" in metafunc.fixturenames:
-        names: list[Any] = ["numpy", "stand-in"]
-        if gpu_answers():
-            names.append(pytest.param("cupy", marks=pytest.mark.gpu))
-        metafunc.parametrize("device", names, indirect=True)
+    for fixture, names in (("device", ["numpy", "stand-in"]), ("cuda_device", ["stand-in"])):
+        if fixture in metafunc.fixturenames:
+            gpu = [pytest.param("cupy", marks=pytest.mark.gpu)] if gpu_answers() else []
+            metafunc.parametrize(fixture, [*names, *gpu], indirect=True)
 
 
-@pytest.fixture
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArrayDevice]:
-    """NumPy, the stand-in for CuPy, or CuPy where a device answers."""
-    name = request.param
+@contextlib.contextmanager
+def _array_device(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArrayDevice]:
     forget_caches()
     if name == "numpy":
         yield ArrayDevice(name, np)
@@ -84,9 +85,21 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArrayDevice]:
+    """NumPy, the stand-in for CuPy, and CuPy where a device answers."""
+    with _array_device(request.param, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def cuda_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArrayDevice]:
+    """Like `device`, without NumPy."""
+    with _array_device(request.param, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The stand-in for CuPy, in its place."""
-    forget_caches()
-    yield fake_cupy.install(monkeypatch)
-    monkeypatch.undo()
-    forget_caches()
+    with _array_device("stand-in", monkeypatch) as found:
+        yield found.xp

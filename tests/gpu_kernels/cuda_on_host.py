@@ -111,7 +111,8 @@ template <class F> static void host_run(const unsigned *g, const unsigned *b, bo
   dim3 grid, block; grid.x = g[0]; grid.y = g[1]; grid.z = g[2]; block.x = b[0]; block.y = b[1]; block.z = b[2];
   const unsigned long n_blocks = (unsigned long)g[0] * g[1] * g[2], n_threads = (unsigned long)b[0] * b[1] * b[2];
   auto one = [&](unsigned long k, unsigned long t) {
-    gridDim = grid; blockDim = block; blockIdx = host_unflatten(k, grid); threadIdx = host_unflatten(t, block); body(); };
+    gridDim = grid; blockDim = block; blockIdx = host_unflatten(k, grid); threadIdx = host_unflatten(t, block);
+    body(); };
   for (unsigned long k = 0; k < n_blocks; ++k) {
     if (!threads) { for (unsigned long t = 0; t < n_threads; ++t) one(k, t); continue; }
     HostBarrier barrier((int)n_threads);

@@ -19,19 +19,24 @@ from typing import Any
 import cuda_on_host
 import numpy as np
 
-_METHODS = frozenset(
-    "all any argmax argmin argpartition argsort astype choose clip compress conj conjugate copy cumprod cumsum diagonal "
-    "dot fill flatten max mean min nonzero partition prod ptp put ravel repeat reshape round searchsorted sort squeeze "
-    "std sum swapaxes take trace transpose var view byteswap".split())
 
-_NEEDS_ARRAY = frozenset(
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_METHODS = _words(
+    "all any argmax argmin argpartition argsort astype choose clip compress conj conjugate copy cumprod cumsum "
+    "diagonal dot fill flatten max mean min nonzero partition prod ptp put ravel repeat reshape round searchsorted "
+    "sort squeeze std sum swapaxes take trace transpose var view byteswap")
+
+_NEEDS_ARRAY = _words(
     "sum mean std var min max amin amax ptp median nanmedian nanmean nansum nanstd nanmax nanmin percentile quantile "
     "nanpercentile sort argsort argmax argmin partition argpartition nonzero flatnonzero argwhere where any all cumsum "
     "cumprod prod bincount clip round take ravel reshape transpose roll flip swapaxes moveaxis pad unique searchsorted "
-    "tensordot matmul dot einsum_path gradient diff histogram count_nonzero repeat tile squeeze expand_dims".split())
+    "tensordot matmul dot einsum_path gradient diff histogram count_nonzero repeat tile squeeze expand_dims")
 """Functions whose first argument CuPy wants as an array of its own."""
 
-_UFUNC_KEYWORDS = frozenset(("out", "dtype", "casting"))
+_UFUNC_KEYWORDS = _words("out dtype casting")
 
 
 class ndarray:
@@ -124,9 +129,9 @@ class ndarray:
 
 
 def _add_operators() -> None:
-    names = "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul divmod".split()
-    binary = [f"__{n}__" for n in names] + [f"__r{n}__" for n in names] + [f"__{n}__" for n in "eq ne lt le gt ge".split()]
-    for name in binary:
+    names = _words("add sub mul truediv floordiv mod pow and or xor lshift rshift matmul divmod")
+    plain = names | _words("eq ne lt le gt ge")
+    for name in [f"__{n}__" for n in plain] + [f"__r{n}__" for n in names]:
         def operate(self: ndarray, other: Any, name: str = name) -> Any:
             return _wrap(getattr(self._a, name)(_unwrap(other)))
         setattr(ndarray, name, operate)
@@ -304,9 +309,13 @@ class _Generator:
 class OutOfMemoryError(MemoryError):
     """As cupy.cuda.memory.OutOfMemoryError."""
 
+    __module__ = "cupy.cuda.memory"
+
 
 class CUDARuntimeError(RuntimeError):
     """As cupy.cuda.runtime.CUDARuntimeError."""
+
+    __module__ = "cupy_backends.cuda.api.runtime"
 
 
 class Device:
@@ -394,12 +403,14 @@ class RawKernel:
     """A CUDA kernel run on the host, see `cuda_on_host`."""
 
     def __init__(self, code: str, name: str, options: tuple[str, ...] = (), backend: str = "nvrtc", *,
-                 translate_cucomplex: bool = False, enable_cooperative_groups: bool = False, jitify: bool = False) -> None:
+                 translate_cucomplex: bool = False, enable_cooperative_groups: bool = False,
+                 jitify: bool = False) -> None:
         self.code, self.name, self.options = code, name, tuple(options)
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], *, shared_mem: int = 0,
                  stream: Any = None) -> None:
-        cuda_on_host.launch(self.code, self.name, grid, block, tuple(_unwrap(a) for a in args), self.options, shared_mem)
+        host_args = tuple(_unwrap(a) for a in args)
+        cuda_on_host.launch(self.code, self.name, grid, block, host_args, self.options, shared_mem)
 
     def compile(self, log_stream: Any = None) -> None:
         cuda_on_host.library(self.code, self.options)
@@ -445,7 +456,8 @@ def modules() -> dict[str, types.ModuleType]:
     cuda = _Namespace("cupy.cuda", **_cuda())
     tricks = _Namespace("cupy.lib.stride_tricks", np.lib.stride_tricks)
     lib = _Namespace("cupy.lib", stride_tricks=tricks)
-    linalg, fft = _Namespace("cupy.linalg", np.linalg), _Namespace("cupy.fft", np.fft)
+    plans = types.SimpleNamespace(get_plan_cache=lambda: types.SimpleNamespace(clear=lambda: None))
+    linalg, fft = _Namespace("cupy.linalg", np.linalg), _Namespace("cupy.fft", np.fft, config=plans)
     random = _Namespace(
         "cupy.random", np.random, default_rng=lambda seed=None: _Generator(np.random.default_rng(seed)),
         RandomState=lambda seed=None: _Generator(np.random.RandomState(seed)))
