@@ -57,8 +57,14 @@ class ndarray:
     def __array_function__(self, func: Any, *_args: Any) -> Any:
         raise TypeError(f"numpy.{func.__name__} called on a device array; use the function of the array's own module")
 
-    def get(self, *_args: Any, **_more: Any) -> np.ndarray:
-        return self._a.copy()
+    def get(self, stream: Any = None, order: str = "C", out: np.ndarray | None = None,
+            blocking: bool = True) -> np.ndarray:
+        if out is None:
+            return self._a.copy()
+        if not isinstance(out, np.ndarray) or out.shape != self._a.shape or out.dtype != self._a.dtype:
+            raise ValueError("get: out must be a numpy array of the same shape and dtype")
+        out[...] = self._a
+        return out
 
     def set(self, array: np.ndarray) -> None:
         if not isinstance(array, np.ndarray) or array.shape != self._a.shape or array.dtype != self._a.dtype:

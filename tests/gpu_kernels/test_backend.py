@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import fake_cupy
 import numpy as np
@@ -238,3 +240,14 @@ class TestStandIn:
 
     def test_gone_after_the_test(self):
         assert not isinstance(sys.modules.get("cupy"), fake_cupy._Namespace)
+
+
+def test_the_table_of_gpu_times_runs(stand_in, capsys, monkeypatch):
+    path = Path(__file__).parents[2] / "benchmarks" / "gpu_table.py"
+    spec = importlib.util.spec_from_file_location("gpu_table", path)
+    gpu_table = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_table", gpu_table)
+    spec.loader.exec_module(gpu_table)
+    assert gpu_table.table((160, 190), 20, n=1)
+    lines = capsys.readouterr().out.splitlines()[4:]
+    assert [x.split(" | ")[0] for x in lines] == [f"| {r.name}" for r in gpu_table.ROWS]
