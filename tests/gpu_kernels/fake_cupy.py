@@ -29,6 +29,9 @@ _METHODS = _words(
     "diagonal dot fill flatten max mean min nonzero partition prod ptp put ravel repeat reshape round searchsorted "
     "sort squeeze std sum swapaxes take trace transpose var view byteswap")
 
+_UNLIKE_FUNCTION = _words("reshape transpose clip astype copy round")
+"""Methods whose arguments differ from those of the function of that name."""
+
 _NEEDS_ARRAY = _words(
     "sum mean std var min max amin amax ptp median nanmedian nanmean nansum nanstd nanmax nanmin percentile quantile "
     "nanpercentile sort argsort argmax argmin partition argpartition nonzero flatnonzero argwhere where any all cumsum "
@@ -80,7 +83,9 @@ class ndarray:
     def __getattr__(self, name: str) -> Any:
         if name not in _METHODS or not _exists("cupy.ndarray", name):
             raise AttributeError(f"cupy.ndarray has no attribute {name!r}")
-        return _checked(getattr(self._a, name), None, f"ndarray.{name}", method=True)
+        call = _checked(getattr(self._a, name), None, f"ndarray.{name}", method=True)
+        twin = None if name in _UNLIKE_FUNCTION else getattr(_real("cupy"), name, None)
+        return _bound(call, self, inspect.signature(twin)) if inspect.isfunction(twin) else call
 
     shape = property(lambda self: self._a.shape, lambda self, s: setattr(self._a, "shape", s))
     dtype = property(lambda self: self._a.dtype)
@@ -241,6 +246,17 @@ def _checked(function: Callable[..., Any], real: Any, name: str, *, method: bool
 
     call.__name__ = call.__qualname__ = short
     return call
+
+
+def _bound(call: Callable[..., Any], array: ndarray, signature: inspect.Signature) -> Callable[..., Any]:
+    """A method whose arguments the function of that name would take after the array."""
+    def method(*args: Any, **keywords: Any) -> Any:
+        try:
+            signature.bind(array, *args, **keywords)
+        except TypeError as err:
+            raise TypeError(f"ndarray.{call.__name__}{signature}: {err}") from None
+        return call(*args, **keywords)
+    return method
 
 
 class _Namespace(types.ModuleType):

@@ -233,6 +233,10 @@ class TestStandIn:
                 getattr(stand_in, name)
         with pytest.raises(TypeError, match="workers"):
             sys.modules["cupyx.scipy.fft"].rfft2(stand_in.zeros((4, 4)), workers=2)
+        a = stand_in.arange(6.0)
+        assert a.reshape(2, 3).take(stand_in.asarray([1]), axis=0).tolist() == [[3, 4, 5]]
+        with pytest.raises(TypeError, match="mode"):
+            a.take(stand_in.asarray([1]), mode="clip")
         own = {n for n in vars(stand_in) if not n.startswith("_") and n != "name"}
         assert {n for n in own if not hasattr(fake_cupy._real("cupy"), n)} == set()
         methods = {n for n in fake_cupy._METHODS if not hasattr(fake_cupy._real("cupy.ndarray"), n)}
