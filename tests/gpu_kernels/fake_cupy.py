@@ -159,6 +159,8 @@ def _add_operators() -> None:
 
 def _wrap(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
+        if 0 < _POOL.limit < value.nbytes:
+            raise OutOfMemoryError(f"Out of memory allocating {value.nbytes:,} bytes (limit set to {_POOL.limit:,})")
         out = ndarray.__new__(ndarray)
         out._a = np.asarray(value)
         return out
@@ -373,7 +375,7 @@ class Device:
 
 
 class MemoryPool:
-    """A pool that holds nothing; `limit` and `freed` are for tests to look at."""
+    """A pool that holds nothing; single arrays beyond `limit` are refused, `freed` counts calls of free_all_blocks."""
 
     def __init__(self) -> None:
         self.limit, self.freed = 0, 0
@@ -392,6 +394,9 @@ class MemoryPool:
 
     def total_bytes(self) -> int:
         return 0
+
+
+_POOL, _PINNED_POOL = MemoryPool(), MemoryPool()
 
 
 class Stream:
@@ -474,7 +479,8 @@ def modules() -> dict[str, types.ModuleType]:
     import scipy.ndimage
     import scipy.special
 
-    pool, pinned = MemoryPool(), MemoryPool()
+    for pool in (_POOL, _PINNED_POOL):
+        pool.limit = pool.freed = 0
     cuda = _Namespace("cupy.cuda", **_cuda())
     tricks = _Namespace("cupy.lib.stride_tricks", np.lib.stride_tricks)
     lib = _Namespace("cupy.lib", stride_tricks=tricks)
@@ -487,7 +493,7 @@ def modules() -> dict[str, types.ModuleType]:
         "cupy", np, ndarray=ndarray, cuda=cuda, lib=lib, linalg=linalg, fft=fft, random=random, asarray=_asarray,
         array=_array, asnumpy=_asnumpy, get_array_module=_get_array_module, RawKernel=RawKernel, RawModule=RawModule,
         __version__="stand-in", mgrid=_Grid(np.mgrid), ogrid=_Grid(np.ogrid), fuse=_fuse, newaxis=None,
-        get_default_memory_pool=lambda: pool, get_default_pinned_memory_pool=lambda: pinned)
+        get_default_memory_pool=lambda: _POOL, get_default_pinned_memory_pool=lambda: _PINNED_POOL)
     sub = {name: _Namespace(f"cupyx.scipy.{name}", getattr(scipy, name))
            for name in ("fft", "ndimage", "linalg", "special")}
     scipy_twin = _Namespace("cupyx.scipy", **sub)

@@ -21,7 +21,7 @@ RANK_VARIABLES = {name for pair in gpu._PLACES for name in pair} | {"SLURM_GPUS_
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
     """The launcher of the tests themselves says nothing."""
-    for name in RANK_VARIABLES:
+    for name in RANK_VARIABLES | {"SEECHANGE_BACKEND"}:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gpu, "_FALLBACKS", type(gpu._FALLBACKS)())
 
@@ -158,6 +158,25 @@ class TestFallback:
     def test_failure_on_the_cpu_passes_through(self, stand_in):
         with pytest.raises(MemoryError, match="host"):
             gpu.with_fallback("warp", self.full, lambda: (_ for _ in ()).throw(MemoryError("host")))
+
+
+def test_exhausted_memory_of_a_device(cuda_device):
+    xp, n = cuda_device.xp, 1 << 20
+    gpu.use_device()
+    pool = xp.get_default_memory_pool()
+    gpu.free_memory()
+    before = pool.get_limit()
+    pool.set_limit(size=n)
+    try:
+        def tiles() -> float:
+            return sum(float(xp.ones(n // 16).sum()) for _ in range(16))
+
+        assert gpu.with_fallback("sum", lambda: float(xp.ones(n).sum()), lambda: -1.0, [tiles]) == n
+        assert gpu.fallback_counts() == {}
+        assert gpu.with_fallback("sum", lambda: float(xp.ones(n).sum()), lambda: -1.0) == -1.0
+        assert gpu.fallback_counts() == {"sum": 1}
+    finally:
+        pool.set_limit(size=before)
 
 
 def test_section_report_says_that_the_cpu_did_it(stand_in, monkeypatch):
