@@ -18,6 +18,7 @@ from typing import Any
 
 import cuda_on_host
 import numpy as np
+from fake_cuda import PINNED_POOL, POOL, CUDARuntimeError, Device, MemoryPool, OutOfMemoryError, Stream
 
 
 def _words(text: str) -> frozenset[str]:
@@ -159,8 +160,8 @@ def _add_operators() -> None:
 
 def _wrap(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
-        if 0 < _POOL.limit < value.nbytes:
-            raise OutOfMemoryError(f"Out of memory allocating {value.nbytes:,} bytes (limit set to {_POOL.limit:,})")
+        if 0 < POOL.limit < value.nbytes:
+            raise OutOfMemoryError(f"Out of memory allocating {value.nbytes:,} bytes (limit set to {POOL.limit:,})")
         out = ndarray.__new__(ndarray)
         out._a = np.asarray(value)
         return out
@@ -330,102 +331,6 @@ class _Generator:
         return _checked(getattr(self._host, name), None, f"random.{name}", method=True)
 
 
-class OutOfMemoryError(MemoryError):
-    """As cupy.cuda.memory.OutOfMemoryError."""
-
-    __module__ = "cupy.cuda.memory"
-
-
-class CUDARuntimeError(RuntimeError):
-    """As cupy.cuda.runtime.CUDARuntimeError."""
-
-    __module__ = "cupy_backends.cuda.api.runtime"
-
-
-class Device:
-    """Device 0 … `n_devices` − 1; `current` and `synchronized` are for tests to look at."""
-
-    n_devices = 1
-    current = 0
-    synchronized = 0
-    memory = (8 << 30, 16 << 30)
-
-    def __init__(self, device: int | None = None) -> None:
-        self.id = Device.current if device is None else int(device)
-        self._before: list[int] = []
-
-    def use(self) -> Device:
-        if not 0 <= self.id < Device.n_devices:
-            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
-        Device.current = self.id
-        return self
-
-    def synchronize(self) -> None:
-        Device.synchronized += 1
-
-    def __enter__(self) -> Device:
-        self._before.append(Device.current)
-        return self.use()
-
-    def __exit__(self, *_: Any) -> None:
-        Device.current = self._before.pop()
-
-    mem_info = property(lambda self: Device.memory)
-    compute_capability = property(lambda self: "90")
-
-
-class MemoryPool:
-    """A pool that holds nothing; single arrays beyond `limit` are refused, `freed` counts calls of free_all_blocks."""
-
-    def __init__(self) -> None:
-        self.limit, self.freed = 0, 0
-
-    def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
-        self.limit = int(Device.memory[1] * fraction) if fraction is not None else int(size or 0)
-
-    def get_limit(self) -> int:
-        return self.limit
-
-    def free_all_blocks(self, stream: Any = None) -> None:
-        self.freed += 1
-
-    def used_bytes(self) -> int:
-        return 0
-
-    def total_bytes(self) -> int:
-        return 0
-
-
-_POOL, _PINNED_POOL = MemoryPool(), MemoryPool()
-
-
-class Stream:
-    """Everything runs at once, in order."""
-
-    null: Any
-
-    def __init__(self, **_: Any) -> None:
-        self.done = True
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        Device.synchronized += 1
-
-    def record(self, event: Any = None) -> Any:
-        return event
-
-    def wait_event(self, event: Any) -> None:
-        pass
-
-
-Stream.null = Stream()
-
-
 class RawKernel:
     """A CUDA kernel run on the host, see `cuda_on_host`."""
 
@@ -460,7 +365,7 @@ def _fuse(*args: Any, **_: Any) -> Any:
     return args[0] if args and callable(args[0]) else (lambda f: f)
 
 
-def _cuda() -> dict[str, Any]:
+def _cuda() -> _Namespace:
     memory = _Namespace("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError, MemoryPool=MemoryPool)
     runtime = _Namespace(
         "cupy.cuda.runtime", CUDARuntimeError=CUDARuntimeError, getDeviceCount=lambda: Device.n_devices,
@@ -468,8 +373,8 @@ def _cuda() -> dict[str, Any]:
         deviceSynchronize=lambda: Device().synchronize(), memGetInfo=lambda: Device.memory,
         runtimeGetVersion=lambda: 13000, driverGetVersion=lambda: 13000,
         getDeviceProperties=lambda k: {"name": b"stand-in"})
-    return {"memory": memory, "runtime": runtime, "Device": Device, "Stream": Stream, "MemoryPool": MemoryPool,
-            "is_available": lambda: True, "get_current_stream": lambda: Stream.null}
+    return _Namespace("cupy.cuda", memory=memory, runtime=runtime, Device=Device, Stream=Stream, MemoryPool=MemoryPool,
+                      is_available=lambda: True, get_current_stream=lambda: Stream.null)
 
 
 def modules() -> dict[str, types.ModuleType]:
@@ -479,9 +384,9 @@ def modules() -> dict[str, types.ModuleType]:
     import scipy.ndimage
     import scipy.special
 
-    for pool in (_POOL, _PINNED_POOL):
+    for pool in (POOL, PINNED_POOL):
         pool.limit = pool.freed = 0
-    cuda = _Namespace("cupy.cuda", **_cuda())
+    cuda = _cuda()
     tricks = _Namespace("cupy.lib.stride_tricks", np.lib.stride_tricks)
     lib = _Namespace("cupy.lib", stride_tricks=tricks)
     plans = types.SimpleNamespace(get_plan_cache=lambda: types.SimpleNamespace(clear=lambda: None))
@@ -493,7 +398,7 @@ def modules() -> dict[str, types.ModuleType]:
         "cupy", np, ndarray=ndarray, cuda=cuda, lib=lib, linalg=linalg, fft=fft, random=random, asarray=_asarray,
         array=_array, asnumpy=_asnumpy, get_array_module=_get_array_module, RawKernel=RawKernel, RawModule=RawModule,
         __version__="stand-in", mgrid=_Grid(np.mgrid), ogrid=_Grid(np.ogrid), fuse=_fuse, newaxis=None,
-        get_default_memory_pool=lambda: _POOL, get_default_pinned_memory_pool=lambda: _PINNED_POOL)
+        get_default_memory_pool=lambda: POOL, get_default_pinned_memory_pool=lambda: PINNED_POOL)
     sub = {name: _Namespace(f"cupyx.scipy.{name}", getattr(scipy, name))
            for name in ("fft", "ndimage", "linalg", "special")}
     scipy_twin = _Namespace("cupyx.scipy", **sub)
