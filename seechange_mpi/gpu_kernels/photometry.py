@@ -1,15 +1,27 @@
-"""PSF and aperture photometry and moments of many sources at once."""
+"""PSF and aperture photometry and moments of many sources at once.
+
+All sources go through the same few array operations, in groups that keep the working memory small.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
-from seechange_mpi.gpu_kernels.psf_model import ConstantPSF, PSFLike, fwhm_of, local_stamps, render, shift_matrices
-from seechange_mpi.gpu_kernels.stamps import cut_stamps
+from seechange_mpi.gpu_kernels.psf_model import (
+    ConstantPSF,
+    PSFLike,
+    fwhm_of,
+    local_stamps,
+    render,
+    shifted,
+    shifted_with_slopes,
+)
+from seechange_mpi.gpu_kernels.stamps import stamp_index, take_stamps
 
 MASKED, EDGE, NOT_CONVERGED, SKIPPED, MOVED_AWAY = 1, 2, 4, 8, 16
 """Bits of ``PSFPhotometry.flags``."""
@@ -29,11 +41,22 @@ class PSFPhotometry:
     flags: Array
 
 
+def _groups(n: int, bytes_each: int, xp: Any) -> Iterator[slice]:
+    """Slices over n sources whose arrays of `bytes_each` bytes fit a cache (NumPy) or fill a device (CuPy)."""
+    step = max(1, (8_000_000 if xp is np else 500_000_000) // max(bytes_each, 1))
+    return (slice(first, min(first + step, n)) for first in range(0, n, step))
+
+
 def psf_photometry(
     data: Array, variance: Array, mask: Array, x: Array, y: Array, psf: PSFLike | Array, *,
-    fit_position: bool = True, max_shift: float = 2.0, radius: float | None = None, iterations: int = 6,
+    fit_position: bool = True, max_shift: float = 2.0, radius: float | None = None, iterations: int = 12,
 ) -> PSFPhotometry:
     """Weighted least-squares fit of the PSF to each source, positive or negative.
+
+    The pixels of a disc about the start position are fitted with flux · PSF(x, y), and the position by
+    Gauss–Newton steps; errors are those of the least-squares solution, the covariance of flux and position
+    included. With free positions the flux at the best position is above the true one by σ²/flux on average
+    (1 % at S/N 10).
 
     Parameters
     ----------
@@ -46,134 +69,206 @@ def psf_photometry(
     max_shift : float
         Fits that move further are returned at the start position with flag bit 4 [pix].
     radius : float, optional
-        Radius of the fitted disc; default 1.5 FWHM [pix].
-    """
-    xp = get_xp(data)
-    model: Any = psf if hasattr(psf, "basis") else ConstantPSF.of(psf)
-    x0 = xp.atleast_1d(xp.asarray(x, dtype=xp.float64))
-    y0 = xp.atleast_1d(xp.asarray(y, dtype=xp.float64))
-    n = int(x0.size)
-    if n == 0:
-        none = xp.zeros(0)
-        return PSFPhotometry(none, none, none, none, none, none, none, xp.zeros(0, dtype=xp.int32))
-    if radius is None:
-        radius = 1.5 * fwhm_of(local_stamps(model, x0[:1], y0[:1])[0])
-    size = 2 * int(np.ceil(radius + max_shift)) + 1
-    cx, cy = xp.round(x0), xp.round(y0)
-    stamps, inside = cut_stamps(data, cx, cy, size)
-    var, _ = cut_stamps(variance, cx, cy, size, fill=1)
-    bad, _ = cut_stamps(mask, cx, cy, size, fill=True)
-    centred = local_stamps(model, x0, y0)
-    offset = xp.arange(size, dtype=xp.float64) - size // 2
-    r2 = ((offset[None, :, None] - (y0 - cy)[:, None, None]) ** 2
-          + (offset[None, None, :] - (x0 - cx)[:, None, None]) ** 2)
-    disc = r2 <= radius**2
-    good = disc & ~bad & inside & xp.isfinite(stamps) & (var > 0)
-    weight = xp.where(good, 1.0 / xp.where(var > 0, var, 1), 0.0).astype(xp.float64)
-    stamps = xp.where(good, stamps, 0).astype(xp.float64)
-    flags = xp.where((disc & bad & inside).any(axis=(1, 2)), MASKED, 0)
-    flags = flags | xp.where((disc & ~inside).any(axis=(1, 2)), EDGE, 0)
-    skipped = good.sum(axis=(1, 2)) < 0.25 * disc.sum(axis=(1, 2))
-    flags = flags | xp.where(skipped, SKIPPED, 0)
-    dx, dy = x0 - cx, y0 - cy
-    moved = xp.zeros(n, dtype=bool)
-    if fit_position:
-        dx, dy, converged, moved = _fit_positions(stamps, weight, centred, dx, dy, max_shift, iterations)
-        flags = flags | xp.where(converged, 0, NOT_CONVERGED) | xp.where(moved, MOVED_AWAY, 0)
-    p, px, py = _profiles(centred, dx, dy, size)
-    pp = xp.maximum((weight * p * p).sum(axis=(1, 2)), 1e-300)
-    flux = (weight * p * stamps).sum(axis=(1, 2)) / pp
-    if fit_position:
-        a = xp.stack([p, flux[:, None, None] * px, flux[:, None, None] * py], axis=-1).reshape(n, -1, 3)
-        normal = a.transpose(0, 2, 1) @ (weight.reshape(n, -1, 1) * a)
-        scale = xp.sqrt(xp.maximum(xp.einsum("nii->ni", normal), 1e-150))
-        cov = xp.linalg.inv(normal / (scale[:, :, None] * scale[:, None, :]) + 1e-9 * xp.eye(3))
-        errors = xp.sqrt(xp.maximum(xp.einsum("nii->ni", cov), 0)) / scale
-        flux_err, x_err, y_err = errors[:, 0], errors[:, 1], errors[:, 2]
-    else:
-        flux_err = 1.0 / xp.sqrt(pp)
-        x_err = y_err = xp.zeros(n)
-    residual = stamps - flux[:, None, None] * p
-    dof = xp.maximum(good.sum(axis=(1, 2)) - (3 if fit_position else 1), 1)
-    chi2 = (weight * residual**2).sum(axis=(1, 2)) / dof
-    nan = xp.asarray(float("nan"))
-    return PSFPhotometry(
-        cx + dx, cy + dy, xp.where(skipped, nan, flux), xp.where(skipped, nan, flux_err),
-        xp.where(skipped, nan, x_err), xp.where(skipped, nan, y_err), xp.where(skipped, nan, chi2),
-        flags.astype(xp.int32))
-
-
-def _profiles(centred: Array, dx: Array, dy: Array, size: int, eps: float = 0.02) -> tuple[Array, Array, Array]:
-    """PSF shifted by (dx, dy) and its derivatives with respect to the shift."""
-    n = centred.shape[-1]
-    wy, wx = shift_matrices(dy, size, n), shift_matrices(dx, size, n).transpose(0, 2, 1)
-    gx = (shift_matrices(dx + eps, size, n) - shift_matrices(dx - eps, size, n)).transpose(0, 2, 1) / (2 * eps)
-    gy = (shift_matrices(dy + eps, size, n) - shift_matrices(dy - eps, size, n)) / (2 * eps)
-    left = wy @ centred
-    return left @ wx, left @ gx, gy @ centred @ wx
-
-
-def _fit_positions(
-    stamps: Array, weight: Array, centred: Array, dx0: Array, dy0: Array, max_shift: float, iterations: int
-) -> tuple[Array, Array, Array, Array]:
-    """Gauss–Newton on (flux, x, y) of all sources; returns dx, dy, converged, moved away."""
-    xp = get_xp(stamps)
-    n, size = stamps.shape[0], stamps.shape[-1]
-    dx, dy = dx0.copy(), dy0.copy()
-    last = xp.full(n, xp.inf)
-    w = weight.reshape(n, -1, 1)
-    for _ in range(iterations):
-        p, px, py = _profiles(centred, dx, dy, size)
-        a = xp.stack([p, px, py], axis=-1).reshape(n, -1, 3)
-        normal = a.transpose(0, 2, 1) @ (w * a)
-        scale = xp.sqrt(xp.maximum(xp.einsum("nii->ni", normal), 1e-150))
-        rhs = (a.transpose(0, 2, 1) @ (w * stamps.reshape(n, -1, 1)))[..., 0] / scale
-        sol = xp.linalg.solve(normal / (scale[:, :, None] * scale[:, None, :]) + 1e-9 * xp.eye(3),
-                              rhs[..., None])[..., 0] / scale
-        flux = xp.where(xp.abs(sol[:, 0]) > 1e-30, sol[:, 0], 1e-30)
-        sx, sy = xp.clip(sol[:, 1] / flux, -0.5, 0.5), xp.clip(sol[:, 2] / flux, -0.5, 0.5)
-        dx, dy = dx + sx, dy + sy
-        last = xp.hypot(sx, sy)
-        if bool((last < 1e-4).all()):
-            break
-    moved = ~(xp.hypot(dx - dx0, dy - dy0) <= max_shift)
-    return xp.where(moved, dx0, dx), xp.where(moved, dy0, dy), last < 0.05, moved
-
-
-def aperture_photometry(
-    data: Array, variance: Array, mask: Array, x: Array, y: Array, radii: tuple[float, ...], *, subsample: int = 5
-) -> tuple[Array, Array, Array]:
-    """Sum the pixels in circles; pixels on the rim count by their sub-sampled fraction.
-
-    Masked pixels are left out (count them with ``nbad``).
+        Radius of the fitted disc; default 1.5 FWHM of the PSF at the centre of its field [pix].
+    iterations : int
+        Most Gauss–Newton steps; a source is done when a step is below 0.0001 pixel or 1 % of the position's error.
 
     Returns
     -------
-    flux, error : (n, len(radii)) float64;  nbad : (n, len(radii)) int, masked or missing pixels inside.
+    PSFPhotometry
+        float64; NaN (except the position) where less than a quarter of the disc is good (flag bit 3).
     """
     xp = get_xp(data)
-    cx, cy = xp.round(xp.asarray(x)), xp.round(xp.asarray(y))
-    size = 2 * int(np.ceil(max(radii) + 1)) + 1
-    stamps, inside = cut_stamps(data, cx, cy, size)
-    var, _ = cut_stamps(variance, cx, cy, size)
-    bad, _ = cut_stamps(mask, cx, cy, size, fill=True)
-    good = inside & ~bad & xp.isfinite(stamps) & xp.isfinite(var)
-    stamps, var = xp.where(good, stamps, 0).astype(xp.float64), xp.where(good, var, 0).astype(xp.float64)
-    sub = (xp.arange(subsample) + 0.5) / subsample - 0.5
-    grid = ((xp.arange(size) - size // 2)[:, None] + sub[None, :]).ravel()
-    gy = grid[None, :] - (xp.asarray(y) - cy)[:, None]
-    gx = grid[None, :] - (xp.asarray(x) - cx)[:, None]
-    n = stamps.shape[0]
-    flux, err, nbad = (xp.zeros((n, len(radii))) for _ in range(3))
-    for first in range(0, n, 256):
-        part = slice(first, first + 256)
-        r2 = gy[part, :, None] ** 2 + gx[part, None, :] ** 2
+    model: Any = psf if hasattr(psf, "basis") else ConstantPSF.of(xp.asarray(psf))
+    x0 = xp.atleast_1d(xp.asarray(x, dtype=xp.float64))
+    y0 = xp.atleast_1d(xp.asarray(y, dtype=xp.float64))
+    if x0.size == 0:
+        none = xp.zeros(0)
+        return PSFPhotometry(none, none, none, none, none, none, none, xp.zeros(0, dtype=xp.int32))
+    if radius is None:
+        centre = local_stamps(model, xp.asarray([model.x0]), xp.asarray([model.y0]))[0]
+        radius = 1.5 * fwhm_of(centre)
+    size = 2 * int(np.ceil(radius + 0.5)) + 1
+    # the pixels of the PSF that can reach the disc
+    reach = size // 2 + 5 + int(np.ceil(max_shift))
+    crop = max(0, model.basis.shape[-1] // 2 - reach)
+    side = model.basis.shape[-1] - 2 * crop
+    parts = []
+    for part in _groups(x0.size, 8 * (10 * size**2 + 2 * model.basis.shape[-1] ** 2 + 4 * size * side), xp):
+        centred = local_stamps(model, x0[part], y0[part])[:, crop: crop + side, crop: crop + side]
+        stamps = _Discs(data, variance, mask, x0[part], y0[part], radius, size)
+        parts.append(stamps.fit(centred, max_shift if fit_position else None, iterations))
+    return PSFPhotometry(*(xp.concatenate([getattr(p, f.name) for p in parts]) for f in fields(PSFPhotometry)))
+
+
+class _Discs:
+    """The pixels about each source: data (0 where bad), weight (0 where bad or outside the disc), flags."""
+
+    def __init__(self, data: Array, variance: Array, mask: Array, x: Array, y: Array, radius: float,
+                 size: int) -> None:
+        xp = get_xp(data)
+        self.x, self.y, self.size = x, y, size
+        self.cx, self.cy = xp.round(x), xp.round(y)
+        index, inside = stamp_index(data.shape, self.cx, self.cy, size)
+        values = take_stamps(data, index, inside)
+        var = take_stamps(variance, index, inside)
+        bad = take_stamps(mask, index, inside)
+        u = xp.arange(size, dtype=xp.float64) - size // 2
+        disc = (((u[None, :] - (y - self.cy)[:, None]) ** 2)[:, :, None]
+                + ((u[None, :] - (x - self.cx)[:, None]) ** 2)[:, None, :]) <= radius**2
+        good = disc & inside & ~bad & xp.isfinite(values) & (var > 0)
+        self.weight = xp.where(good, 1.0 / xp.where(good, var, 1).astype(xp.float64), 0.0)
+        self.data = xp.where(good, values, 0).astype(xp.float64)
+        self.n_good = good.sum(axis=(1, 2))
+        self.skipped = self.n_good < 0.25 * xp.maximum(disc.sum(axis=(1, 2)), 1)
+        self.flags = (xp.where((disc & bad).any(axis=(1, 2)), MASKED, 0)
+                      | xp.where((disc & ~inside).any(axis=(1, 2)), EDGE, 0)
+                      | xp.where(self.skipped, SKIPPED, 0))
+
+    def fit(self, centred: Array, max_shift: float | None, iterations: int) -> PSFPhotometry:
+        """Fit flux and, unless `max_shift` is None, position."""
+        xp = get_xp(centred)
+        dx, dy = self.x - self.cx, self.y - self.cy
+        free = max_shift is not None
+        if max_shift is not None:
+            dx, dy, converged, moved = self._positions(centred, dx, dy, max_shift, iterations)
+            self.flags |= xp.where(converged, 0, NOT_CONVERGED) | xp.where(moved, MOVED_AWAY, 0)
+            gram = self._gram(shifted_with_slopes(centred, dx, dy, self.size), slice(None))
+        else:
+            gram = self._gram((shifted(centred, dx, dy, self.size),), slice(None))
+        pp = xp.maximum(gram[:, 0, 0], 1e-300)
+        flux = gram[:, 0, -1] / pp
+        chi2 = (gram[:, -1, -1] - flux * gram[:, 0, -1]) / xp.maximum(self.n_good - (3 if free else 1), 1)
+        if free:
+            inverse, scale = _inverse3(gram)
+            errors = xp.sqrt(xp.maximum(xp.stack([inverse[0][0], inverse[1][1], inverse[2][2]]), 0)) / scale
+            size = xp.maximum(xp.abs(flux), 1e-300)
+            flux_err, x_err, y_err = errors[0], errors[1] / size, errors[2] / size
+        else:
+            flux_err = 1.0 / xp.sqrt(pp)
+            x_err = y_err = xp.zeros_like(flux)
+        good = ~self.skipped
+        return PSFPhotometry(self.cx + dx, self.cy + dy, *(xp.where(good, a, xp.nan) for a in (
+            flux, flux_err, x_err, y_err, xp.maximum(chi2, 0))), self.flags.astype(xp.int32))
+
+    def _gram(self, models: tuple[Array, ...], which: Array | slice) -> Array:
+        """Weighted products of the models and, last, the data with each other: (n, k, k)."""
+        xp = get_xp(self.data)
+        data = self.data[which]
+        a = xp.stack([*models, data], axis=1).reshape(len(data), len(models) + 1, -1)
+        return (a * self.weight[which].reshape(len(data), 1, -1)) @ a.transpose(0, 2, 1)
+
+    def _positions(self, centred: Array, dx0: Array, dy0: Array, max_shift: float,
+                   iterations: int) -> tuple[Array, Array, Array, Array]:
+        """Gauss–Newton on (flux, x, y) of the sources not done yet; returns dx, dy, converged, moved away."""
+        xp = get_xp(centred)
+        dx, dy = dx0.copy(), dy0.copy()
+        last = xp.where(self.skipped, 0.0, xp.inf)
+        bound = max_shift + 0.5
+        live = xp.nonzero(~self.skipped)[0]
+        for _ in range(iterations):
+            if live.size == 0:
+                break
+            gram = self._gram(shifted_with_slopes(centred[live], dx[live], dy[live], self.size), live)
+            inverse, scale = _inverse3(gram)
+            rhs = gram[:, :3, 3].T / scale
+            flux, fx, fy = ((row[0] * rhs[0] + row[1] * rhs[1] + row[2] * rhs[2]) / scale[j]
+                            for j, row in enumerate(inverse))
+            flux = xp.where(xp.abs(flux) > 1e-30, flux, 1e-30)
+            sx, sy = xp.clip(fx / flux, -0.5, 0.5), xp.clip(fy / flux, -0.5, 0.5)
+            dx[live] = dx0[live] + xp.clip(dx[live] + sx - dx0[live], -bound, bound)
+            dy[live] = dy0[live] + xp.clip(dy[live] + sy - dy0[live], -bound, bound)
+            step = xp.hypot(sx, sy)
+            last[live] = step
+            error = xp.sqrt(xp.maximum(inverse[1][1], 0)) / (scale[1] * xp.abs(flux))
+            live = live[~(step < 1e-4 + 0.01 * error)]
+        moved = ~(xp.hypot(dx - dx0, dy - dy0) <= max_shift)
+        return xp.where(moved, dx0, dx), xp.where(moved, dy0, dy), last < 0.05, moved
+
+
+def _inverse3(gram: Array) -> tuple[list[list[Array]], Array]:
+    """Inverse, element by element, of the leading 3 × 3 blocks scaled to unit diagonal; the scales (3, n)."""
+    xp = get_xp(gram)
+    scale = xp.sqrt(xp.maximum(xp.stack([gram[:, k, k] for k in range(3)]), 1e-150))
+    a = 1.0 + 1e-9
+    b, c, e = (gram[:, j, k] / (scale[j] * scale[k]) for j, k in ((0, 1), (0, 2), (1, 2)))
+    top = [a * a - e * e, c * e - a * b, b * e - a * c]
+    det = a * top[0] + b * top[1] + c * top[2]
+    d11, d22, d12 = a * a - c * c, a * a - b * b, b * c - a * e
+    rows = [top, [top[1], d11, d12], [top[2], d12, d22]]
+    return [[v / det for v in row] for row in rows], scale
+
+
+def aperture_photometry(
+    data: Array, variance: Array, mask: Array, x: Array, y: Array, radii: tuple[float, ...], *,
+    subsample: int | None = None,
+) -> tuple[Array, Array, Array]:
+    """Sum the pixels in circles; pixels on the rim count by the exact area of them that lies inside.
+
+    Masked pixels are left out (count them with ``nbad``).
+
+    Parameters
+    ----------
+    data, variance : (ny, nx) float32;  mask : (ny, nx) bool, True = bad.
+    x, y : (n,) [pix];  radii : [pix].
+    subsample : int, optional
+        Count rim pixels by this many points per axis instead of their exact area.
+
+    Returns
+    -------
+    flux, error : (n, len(radii)) float64; error = √Σ area² variance.
+    nbad : (n, len(radii)) int32, masked or missing pixels inside.
+    """
+    xp = get_xp(data)
+    x, y = (xp.atleast_1d(xp.asarray(c, dtype=xp.float64)) for c in (x, y))
+    cx, cy = xp.round(x), xp.round(y)
+    size = 2 * int(np.ceil(max(radii) + 0.5)) + 1
+    shape = (x.size, len(radii))
+    flux, err, nbad = xp.zeros(shape), xp.zeros(shape), xp.zeros(shape, dtype=xp.int32)
+    for part in _groups(x.size, 8 * 8 * size**2, xp):
+        index, inside = stamp_index(data.shape, cx[part], cy[part], size)
+        values, var = take_stamps(data, index, inside), take_stamps(variance, index, inside)
+        good = inside & ~take_stamps(mask, index, inside) & xp.isfinite(values) & xp.isfinite(var)
+        values, var = (xp.where(good, a, 0).astype(xp.float64) for a in (values, var))
         for k, radius in enumerate(radii):
-            cover = (r2 <= radius**2).reshape(-1, size, subsample, size, subsample).mean(axis=(2, 4))
-            flux[part, k] = (cover * stamps[part]).sum(axis=(1, 2))
-            err[part, k] = xp.sqrt((cover**2 * var[part]).sum(axis=(1, 2)))
-            nbad[part, k] = ((cover > 0) & ~good[part]).sum(axis=(1, 2))
-    return flux, err, nbad.astype(xp.int32)
+            half = int(np.ceil(radius + 0.5))
+            core = (slice(None), *2 * (slice(size // 2 - half, size // 2 + half + 1),))
+            dx, dy = (x - cx)[part], (y - cy)[part]
+            area = (_areas(dx, dy, radius, half, xp) if subsample is None
+                    else _sampled_areas(dx, dy, radius, half, subsample, xp))
+            flux[part, k] = xp.einsum("nij,nij->n", area, values[core])
+            err[part, k] = xp.sqrt(xp.einsum("nij,nij->n", area**2, var[core]))
+            nbad[part, k] = ((area > 1e-9) & ~good[core]).sum(axis=(1, 2))
+    return flux, err, nbad
+
+
+def _areas(dx: Array, dy: Array, radius: float, half: int, xp: Any) -> Array:
+    """Area of each pixel of a (2 half + 1)² stamp inside a circle centred (dx, dy) off its middle: (n, size, size).
+
+    The part of the circle in [0, x] × [0, y] (signed, x and y cut to ±R) is
+    H(x, y) = y clip(x, ±h) + sgn(y) (g(x) − clip(g(x), ±g(h))), h = √(R² − y²),
+    g(t) = ∫₀ᵗ √(R² − s²) ds = ½ (t √(R² − t²) + R² asin(t/R)); a pixel is the difference of H at its corners.
+    """
+    edges = xp.arange(2 * half + 2, dtype=xp.float64) - half - 0.5
+
+    def integral(t: Array) -> Array:
+        return 0.5 * (t * xp.sqrt(xp.maximum(radius**2 - t**2, 0)) + radius**2 * xp.arcsin(xp.clip(t / radius, -1, 1)))
+
+    x, y = (xp.clip(edges[None, :] - d[:, None], -radius, radius) for d in (dx, dy))
+    h = xp.sqrt(xp.maximum(radius**2 - y**2, 0))
+    gx, gh = integral(x)[:, None, :], integral(h)[:, :, None]
+    x, y, h = x[:, None, :], y[:, :, None], h[:, :, None]
+    corner = y * xp.clip(x, -h, h) + xp.sign(y) * (gx - xp.clip(gx, -gh, gh))
+    strips = corner[:, 1:] - corner[:, :-1]
+    return strips[:, :, 1:] - strips[:, :, :-1]
+
+
+def _sampled_areas(dx: Array, dy: Array, radius: float, half: int, subsample: int, xp: Any) -> Array:
+    """`_areas` by counting subsample² points per pixel."""
+    size = 2 * half + 1
+    fine = (xp.arange(size * subsample) + 0.5) / subsample - 0.5 - half
+    r2 = ((fine[None, :] - dy[:, None]) ** 2)[:, :, None] + ((fine[None, :] - dx[:, None]) ** 2)[:, None, :]
+    return (r2 <= radius**2).reshape(-1, size, subsample, size, subsample).mean(axis=(2, 4))
 
 
 @dataclass
@@ -194,35 +289,53 @@ def moments(
     """Windowed centroid and weight-corrected second moments of positive or negative sources.
 
     The window is a round Gaussian of `sigma` pixels that follows the centroid; measured second moments m
-    are corrected for it by 1 / (1/m − 1/sigma²), exact for a Gaussian source.
+    are corrected for it by 1 / (1/m − 1/sigma²), exact for a Gaussian source. Masked pixels count as zero.
+
+    Parameters
+    ----------
+    data : (ny, nx) float32, background-subtracted;  mask : (ny, nx) bool, True = bad.
+    x, y : (n,) start positions [pix];  sigma : [pix]
     """
     xp = get_xp(data)
-    cx, cy = xp.round(xp.asarray(x)), xp.round(xp.asarray(y))
+    x, y = (xp.atleast_1d(xp.asarray(c, dtype=xp.float64)) for c in (x, y))
     size = 2 * int(np.ceil(4 * sigma)) + 1
-    stamps, inside = cut_stamps(data, cx, cy, size)
-    bad, _ = cut_stamps(mask, cx, cy, size, fill=True)
-    v = xp.where(inside & ~bad & xp.isfinite(stamps), stamps, 0).astype(xp.float64)
+    parts = [_moments(data, mask, x[part], y[part], sigma, size, iterations)
+             for part in _groups(x.size, 8 * 3 * size**2, xp)]
+    if not parts:
+        return Moments(*(xp.zeros(0) for _ in fields(Moments)))
+    return Moments(*(xp.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Moments)))
+
+
+def _moments(data: Array, mask: Array, x: Array, y: Array, sigma: float, size: int, iterations: int) -> Moments:
+    """`moments` of one group of sources."""
+    xp = get_xp(data)
+    cx, cy = xp.round(x), xp.round(y)
+    index, inside = stamp_index(data.shape, cx, cy, size)
+    v = take_stamps(data, index, inside)
+    v = xp.where(inside & ~take_stamps(mask, index, inside) & xp.isfinite(v), v, 0).astype(xp.float64)
     u = xp.arange(size, dtype=xp.float64) - size // 2
-    dx, dy = xp.asarray(x) - cx, xp.asarray(y) - cy
-    for _ in range(iterations):
+    dx, dy = x - cx, y - cy
+
+    def windowed(order: int) -> Array:
+        """Sums of data × window × (y − yc)^j (x − xc)^i: (n, j, i)."""
         ex, ey = u[None, :] - dx[:, None], u[None, :] - dy[:, None]
-        w = v * xp.exp(-0.5 * ey**2 / sigma**2)[:, :, None] * xp.exp(-0.5 * ex**2 / sigma**2)[:, None, :]
-        total = w.sum(axis=(1, 2))
-        total = xp.where(xp.abs(total) > 1e-30, total, 1e-30)
-        dx = dx + xp.clip(2 * (w * ex[:, None, :]).sum(axis=(1, 2)) / total, -1, 1)
-        dy = dy + xp.clip(2 * (w * ey[:, :, None]).sum(axis=(1, 2)) / total, -1, 1)
-    ex, ey = u[None, :] - dx[:, None], u[None, :] - dy[:, None]
-    w = v * xp.exp(-0.5 * ey**2 / sigma**2)[:, :, None] * xp.exp(-0.5 * ex**2 / sigma**2)[:, None, :]
-    total = w.sum(axis=(1, 2))
+        wx, wy = xp.exp(-0.5 * (ex / sigma) ** 2), xp.exp(-0.5 * (ey / sigma) ** 2)
+        rows = xp.stack([wy * ey**j for j in range(order + 1)], axis=1)
+        columns = xp.stack([wx * ex**i for i in range(order + 1)], axis=2)
+        return rows @ v @ columns
+
+    for _ in range(iterations):
+        m = windowed(1)
+        total = xp.where(xp.abs(m[:, 0, 0]) > 1e-30, m[:, 0, 0], 1e-30)
+        dx = dx + xp.clip(2 * m[:, 0, 1] / total, -1, 1)
+        dy = dy + xp.clip(2 * m[:, 1, 0] / total, -1, 1)
+    m = windowed(2)
+    total = m[:, 0, 0]
     safe = xp.where(xp.abs(total) > 1e-30, total, 1e-30)
-    mxx = (w * (ex**2)[:, None, :]).sum(axis=(1, 2)) / safe
-    myy = (w * (ey**2)[:, :, None]).sum(axis=(1, 2)) / safe
-    mxy = (w * ey[:, :, None] * ex[:, None, :]).sum(axis=(1, 2)) / safe
+    mxx, myy, mxy = m[:, 0, 2] / safe, m[:, 2, 0] / safe, m[:, 1, 1] / safe
     half, diff = 0.5 * (mxx + myy), xp.hypot(0.5 * (mxx - myy), mxy)
     limit = 0.98 * sigma**2
-    major, minor = xp.clip(half + diff, 1e-3, limit), xp.clip(half - diff, 1e-3, limit)
-    a = xp.sqrt(1.0 / (1.0 / major - 1.0 / sigma**2))
-    b = xp.sqrt(1.0 / (1.0 / minor - 1.0 / sigma**2))
+    a, b = (xp.sqrt(1.0 / (1.0 / xp.clip(q, 1e-3, limit) - 1.0 / sigma**2)) for q in (half + diff, half - diff))
     return Moments(cx + dx, cy + dy, a, b, 0.5 * xp.arctan2(2 * mxy, mxx - myy), total)
 
 
@@ -230,14 +343,21 @@ def render_sources(shape: tuple[int, int], x: Array, y: Array, flux: Array, psf:
     """Return a (ny, nx) float32 image of point sources."""
     model: Any = psf if hasattr(psf, "basis") else ConstantPSF.of(psf)
     xp = get_xp(model.basis)
-    image = xp.zeros(shape, dtype=xp.float32)
-    stamps = render(model, x, y)
-    size = stamps.shape[-1]
-    half = size // 2
-    for k in range(len(stamps)):
-        j, i = round(float(y[k])) - half, round(float(x[k])) - half
-        y0, x0 = max(j, 0), max(i, 0)
-        y1, x1 = min(j + size, shape[0]), min(i + size, shape[1])
-        if y1 > y0 and x1 > x0:
-            image[y0:y1, x0:x1] += float(flux[k]) * stamps[k, y0 - j: y1 - j, x0 - i: x1 - i]
-    return image
+    image = xp.zeros(shape[0] * shape[1], dtype=xp.float32)
+    x, y, flux = (xp.atleast_1d(xp.asarray(c, dtype=xp.float64)) for c in (x, y, flux))
+    size = model.basis.shape[-1]
+    for part in _groups(x.size, 8 * 5 * size**2, xp):
+        index, inside = stamp_index(shape, xp.round(x[part]), xp.round(y[part]), size)
+        stamps = render(model, x[part], y[part]) * flux[part].astype(xp.float32)[:, None, None]
+        _add_at(image, index[inside], stamps[inside])
+    return image.reshape(shape)
+
+
+def _add_at(image: Array, index: Array, values: Array) -> None:
+    """Add values to a flat image at places that may repeat."""
+    if get_xp(image) is np:
+        np.add.at(image, index, values)
+    else:
+        import cupyx
+
+        cupyx.scatter_add(image, index, values)

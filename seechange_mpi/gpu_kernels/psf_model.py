@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.ndimage
 
 from seechange_mpi.gpu_kernels import polynomials
-from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
+from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_ndimage, get_xp
 from seechange_mpi.gpu_kernels.stamps import cut_stamps
 from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
 
@@ -73,8 +72,41 @@ def polynomial_terms(psf: PSFLike, x: Array, y: Array) -> Array:
     return polynomials.terms(psf.degree, u, v)
 
 
-def _lanczos(u: Array, xp: Any) -> Array:
-    return xp.where(xp.abs(u) < _LANCZOS, xp.sinc(u) * xp.sinc(u / _LANCZOS), 0.0)
+def _taps(shift: Array, first: int, last: int) -> tuple[Array, Array]:
+    """Lanczos kernel k(u) of unit sum at u = m − shift for m = first … last, and d/d shift of it: (k, taps) each.
+
+    k(u) = a sin(πu) sin(πu/a) / (πu)² for |u| < a = 4, normalised by its sum over all m, so that profiles fade at
+    the edge of their stamp.
+    """
+    xp = get_xp(shift)
+    whole = xp.arange(first, last + 1, dtype=xp.float64)
+    u = whole[None, :] - shift[:, None]
+    # sines of the shift and of the whole numbers, combined by the addition theorem
+    sign = 1.0 - 2.0 * (xp.abs(whole) % 2)
+    sine, cosine = -sign * xp.sin(np.pi * shift)[:, None], sign * xp.cos(np.pi * shift)[:, None]
+    slow, slow_whole = np.pi / _LANCZOS * shift[:, None], np.pi / _LANCZOS * whole
+    sine_a = xp.sin(slow_whole) * xp.cos(slow) - xp.cos(slow_whole) * xp.sin(slow)
+    cosine_a = xp.cos(slow_whole) * xp.cos(slow) + xp.sin(slow_whole) * xp.sin(slow)
+    near = xp.abs(u) < 1e-6
+    inside = xp.abs(u) < _LANCZOS
+    v = np.pi * xp.where(near, 1.0, u)
+    taps = xp.where(inside, xp.where(near, 1.0, _LANCZOS * sine * sine_a / v**2), 0.0)
+    slope = (2.0 * taps - (_LANCZOS * cosine * sine_a + sine * cosine_a) / v) * (np.pi / v)
+    slope = xp.where(inside & ~near, slope, 0.0)
+    total = taps.sum(axis=1)[:, None]
+    taps = taps / total
+    return taps, (slope - taps * slope.sum(axis=1)[:, None]) / total
+
+
+def _band(shift: Array, n_out: int, n_in: int) -> tuple[Array, Array, Array]:
+    """Taps and slopes of shifts, and the index that spreads them to (n_out, n_in) matrices."""
+    xp = get_xp(shift)
+    # both ends of the taps are zero
+    first = int(xp.floor(shift.min())) - _LANCZOS
+    last = int(xp.ceil(shift.max())) + _LANCZOS
+    distance = (xp.arange(n_out) - n_out // 2)[:, None] - (xp.arange(n_in) - n_in // 2)[None, :]
+    taps, slopes = _taps(shift, first, last)
+    return taps, slopes, xp.clip(distance - first, 0, last - first)
 
 
 def shift_matrices(shift: Array, n_out: int, n_in: int) -> Array:
@@ -83,15 +115,25 @@ def shift_matrices(shift: Array, n_out: int, n_in: int) -> Array:
     shift = xp.asarray(shift, dtype=xp.float64)
     if shift.size == 0:
         return xp.zeros((0, n_out, n_in))
-    # the kernel once per shift and tap; the matrices are bands of it
-    first = int(xp.floor(shift.min())) - _LANCZOS
-    last = int(xp.ceil(shift.max())) + _LANCZOS
-    taps = _lanczos(xp.arange(first - 1, last + 2, dtype=xp.float64)[None, :] - shift[:, None], xp)
-    # normalise by the full sum of the kernel, so that profiles fade at the edge of the basis
-    taps = taps / taps.sum(axis=1)[:, None]
-    distance = (xp.arange(n_out) - n_out // 2)[:, None] - (xp.arange(n_in) - n_in // 2)[None, :]
-    # both ends of the taps are zero
-    return taps[:, xp.clip(distance - (first - 1), 0, last - first + 2)]
+    taps, _, index = _band(shift, n_out, n_in)
+    return xp.take(taps, index, axis=1)
+
+
+def shifted(centred: Array, dx: Array, dy: Array, size: int) -> Array:
+    """Return (n, size, size): centred stamps moved by (dx, dy) pixels."""
+    n = centred.shape[-1]
+    return shift_matrices(dy, size, n) @ centred @ shift_matrices(dx, size, n).transpose(0, 2, 1)
+
+
+def shifted_with_slopes(centred: Array, dx: Array, dy: Array, size: int) -> tuple[Array, Array, Array]:
+    """Return `shifted` of n ≥ 1 stamps, and its derivatives with respect to dx and dy: (n, size, size) each."""
+    xp = get_xp(centred)
+    n = centred.shape[-1]
+    taps, slopes, index = _band(dy, size, n)
+    rows, slope_rows = xp.take(taps, index, axis=1) @ centred, xp.take(slopes, index, axis=1) @ centred
+    taps, slopes, index = _band(dx, size, n)
+    columns, slope_columns = xp.take(taps, index.T, axis=1), xp.take(slopes, index.T, axis=1)
+    return rows @ columns, rows @ slope_columns, slope_rows @ columns
 
 
 def local_stamps(psf: PSFLike, x: Array, y: Array) -> Array:
@@ -113,29 +155,30 @@ def render(psf: PSFLike, x: Array, y: Array, *, size: int | None = None, phase: 
     """
     xp = get_xp(psf.basis)
     x, y = xp.atleast_1d(xp.asarray(x, dtype=float)), xp.atleast_1d(xp.asarray(y, dtype=float))
-    n = psf.basis.shape[-1]
-    size = size or n
+    size = size or psf.basis.shape[-1]
     centred = local_stamps(psf, x, y)
     zero = xp.zeros_like(x)
     dx, dy = (x - xp.round(x), y - xp.round(y)) if phase else (zero, zero)
-    wy, wx = shift_matrices(dy, size, n), shift_matrices(dx, size, n)
-    stamps = wy @ centred @ wx.transpose(0, 2, 1)
-    if not phase and size < n:
+    stamps = shifted(centred, dx, dy, size)
+    if not phase and size < psf.basis.shape[-1]:
         stamps = stamps / stamps.sum(axis=(1, 2), keepdims=True)
     return stamps.astype(xp.float32)
 
 
 def fwhm_of(stamp: Array) -> float:
-    """Return the FWHM [pix]: 2 √(area above half maximum / π) on a five times finer spline grid."""
-    s = asnumpy(stamp).astype(float)
-    n = s.shape[0]
-    fine = np.arange(0, n - 1 + 1e-9, 0.2)
-    grid = np.meshgrid(fine, fine, indexing="ij")
-    v = scipy.ndimage.map_coordinates(s, grid, order=3, mode="constant")
-    hot = v > 0.5 * v.max()
-    labels, _ = scipy.ndimage.label(hot)
-    peak = labels[np.unravel_index(np.argmax(v), v.shape)]
-    return float(2.0 * np.sqrt((labels == peak).sum() * 0.04 / np.pi))
+    """Return the FWHM [pix]: 2 √(area above half maximum / π) on a five times finer cubic-spline grid.
+
+    Only the region connected to the maximum counts.
+    """
+    xp = get_xp(stamp)
+    nd = get_ndimage(xp)
+    n = stamp.shape[0]
+    fine = xp.arange(5 * (n - 1) + 1) * 0.2
+    grid = xp.stack(xp.meshgrid(fine, fine, indexing="ij"))
+    v = nd.map_coordinates(stamp.astype(xp.float64), grid, order=3, mode="constant")
+    labels, _ = nd.label(v > 0.5 * v.max())
+    area = int((labels == labels.ravel()[xp.argmax(v)]).sum()) * 0.04
+    return float(2.0 * np.sqrt(area / np.pi))
 
 
 class _Problem:

@@ -21,12 +21,26 @@ def cut_stamps(image: Array, x: Array, y: Array, size: int, fill: Any = 0) -> tu
     -------
     stamps : (n, size, size) of the image's dtype;  inside : (n, size, size) bool.
     """
-    xp = get_xp(image)
+    index, inside = stamp_index(image.shape, get_xp(image).asarray(x), y, size)
+    return take_stamps(image, index, inside, fill), inside
+
+
+def stamp_index(shape: tuple[int, ...], x: Array, y: Array, size: int) -> tuple[Array, Array]:
+    """Return (n, size, size): places of the stamps' pixels in the flattened image, and whether they lie inside.
+
+    `x` decides the array module. Stamps at positions that are not finite lie outside.
+    """
+    xp = get_xp(x)
     half = size // 2
     offset = xp.arange(-half, half + 1)
-    yy = xp.asarray(y).astype(int)[:, None] + offset[None, :]
-    xx = xp.asarray(x).astype(int)[:, None] + offset[None, :]
-    ny, nx = image.shape
-    inside = ((yy >= 0) & (yy < ny))[:, :, None] & ((xx >= 0) & (xx < nx))[:, None, :]
-    stamps = image[xp.clip(yy, 0, ny - 1)[:, :, None], xp.clip(xx, 0, nx - 1)[:, None, :]]
-    return xp.where(inside, stamps, xp.asarray(fill, dtype=image.dtype)), inside
+    ny, nx = shape
+    column, row = (xp.where(xp.isfinite(c), c, -4 * size).astype(xp.int64)[:, None] + offset[None, :]
+                   for c in (x, xp.asarray(y)))
+    inside = ((row >= 0) & (row < ny))[:, :, None] & ((column >= 0) & (column < nx))[:, None, :]
+    return xp.clip(row, 0, ny - 1)[:, :, None] * nx + xp.clip(column, 0, nx - 1)[:, None, :], inside
+
+
+def take_stamps(image: Array, index: Array, inside: Array, fill: Any = 0) -> Array:
+    """Return the pixels at `stamp_index`, `fill` where they lie outside: (n, size, size) of the image's dtype."""
+    xp = get_xp(image)
+    return xp.where(inside, xp.take(image.ravel(), index), xp.asarray(fill, dtype=image.dtype))
