@@ -47,6 +47,12 @@ def _groups(n: int, bytes_each: int, xp: Any) -> Iterator[slice]:
     return (slice(first, min(first + step, n)) for first in range(0, n, step))
 
 
+def _positions(x: Array, xp: Any) -> Array:
+    """Positions as a float64 vector, NaN where they are not finite."""
+    x = xp.atleast_1d(xp.asarray(x, dtype=xp.float64))
+    return xp.where(xp.isfinite(x), x, xp.nan)
+
+
 def psf_photometry(
     data: Array, variance: Array, mask: Array, x: Array, y: Array, psf: PSFLike | Array, *,
     fit_position: bool = True, max_shift: float = 2.0, radius: float | None = None, iterations: int = 12,
@@ -76,12 +82,12 @@ def psf_photometry(
     Returns
     -------
     PSFPhotometry
-        float64; NaN (except the position) where less than a quarter of the disc is good (flag bit 3).
+        float64; NaN (except the position) where less than a quarter of the disc is good (flag bit 3) or the position
+        is not finite.
     """
     xp = get_xp(data)
     model: Any = psf if hasattr(psf, "basis") else ConstantPSF.of(xp.asarray(psf))
-    x0 = xp.atleast_1d(xp.asarray(x, dtype=xp.float64))
-    y0 = xp.atleast_1d(xp.asarray(y, dtype=xp.float64))
+    x0, y0 = _positions(x, xp), _positions(y, xp)
     if x0.size == 0:
         none = xp.zeros(0)
         return PSFPhotometry(none, none, none, none, none, none, none, xp.zeros(0, dtype=xp.int32))
@@ -128,10 +134,10 @@ class _Discs:
     def fit(self, centred: Array, max_shift: float | None, iterations: int) -> PSFPhotometry:
         """Fit flux and, unless `max_shift` is None, position."""
         xp = get_xp(centred)
-        dx, dy = self.x - self.cx, self.y - self.cy
+        dx, dy = (xp.where(xp.isfinite(c), c, 0.0) for c in (self.x - self.cx, self.y - self.cy))
         free = max_shift is not None
         if max_shift is not None:
-            dx, dy, converged, moved = self._positions(centred, dx, dy, max_shift, iterations)
+            dx, dy, converged, moved = self._move(centred, dx, dy, max_shift, iterations)
             self.flags |= xp.where(converged, 0, NOT_CONVERGED) | xp.where(moved, MOVED_AWAY, 0)
             gram = self._gram(shifted_with_slopes(centred, dx, dy, self.size), slice(None))
         else:
@@ -142,14 +148,14 @@ class _Discs:
         if free:
             inverse, scale = _inverse3(gram)
             errors = xp.sqrt(xp.maximum(xp.stack([inverse[0][0], inverse[1][1], inverse[2][2]]), 0)) / scale
-            size = xp.maximum(xp.abs(flux), 1e-300)
-            flux_err, x_err, y_err = errors[0], errors[1] / size, errors[2] / size
+            height = xp.maximum(xp.abs(flux), 1e-30)
+            flux_err, x_err, y_err = errors[0], errors[1] / height, errors[2] / height
         else:
             flux_err = 1.0 / xp.sqrt(pp)
             x_err = y_err = xp.zeros_like(flux)
-        good = ~self.skipped
-        return PSFPhotometry(self.cx + dx, self.cy + dy, *(xp.where(good, a, xp.nan) for a in (
-            flux, flux_err, x_err, y_err, xp.maximum(chi2, 0))), self.flags.astype(xp.int32))
+        measured = [xp.where(self.skipped, xp.nan, a) for a in (flux, flux_err, x_err, y_err, xp.maximum(chi2, 0))]
+        return PSFPhotometry(self.cx + dx, self.cy + dy, measured[0], measured[1], measured[2], measured[3],
+                             measured[4], self.flags.astype(xp.int32))
 
     def _gram(self, models: tuple[Array, ...], which: Array | slice) -> Array:
         """Weighted products of the models and, last, the data with each other: (n, k, k)."""
@@ -158,8 +164,8 @@ class _Discs:
         a = xp.stack([*models, data], axis=1).reshape(len(data), len(models) + 1, -1)
         return (a * self.weight[which].reshape(len(data), 1, -1)) @ a.transpose(0, 2, 1)
 
-    def _positions(self, centred: Array, dx0: Array, dy0: Array, max_shift: float,
-                   iterations: int) -> tuple[Array, Array, Array, Array]:
+    def _move(self, centred: Array, dx0: Array, dy0: Array, max_shift: float,
+              iterations: int) -> tuple[Array, Array, Array, Array]:
         """Gauss–Newton on (flux, x, y) of the sources not done yet; returns dx, dy, converged, moved away."""
         xp = get_xp(centred)
         dx, dy = dx0.copy(), dy0.copy()
@@ -220,7 +226,7 @@ def aperture_photometry(
     nbad : (n, len(radii)) int32, masked or missing pixels inside.
     """
     xp = get_xp(data)
-    x, y = (xp.atleast_1d(xp.asarray(c, dtype=xp.float64)) for c in (x, y))
+    x, y = _positions(x, xp), _positions(y, xp)
     cx, cy = xp.round(x), xp.round(y)
     size = 2 * int(np.ceil(max(radii) + 0.5)) + 1
     shape = (x.size, len(radii))
@@ -297,7 +303,7 @@ def moments(
     x, y : (n,) start positions [pix];  sigma : [pix]
     """
     xp = get_xp(data)
-    x, y = (xp.atleast_1d(xp.asarray(c, dtype=xp.float64)) for c in (x, y))
+    x, y = _positions(x, xp), _positions(y, xp)
     size = 2 * int(np.ceil(4 * sigma)) + 1
     parts = [_moments(data, mask, x[part], y[part], sigma, size, iterations)
              for part in _groups(x.size, 8 * 3 * size**2, xp)]
@@ -344,7 +350,7 @@ def render_sources(shape: tuple[int, int], x: Array, y: Array, flux: Array, psf:
     model: Any = psf if hasattr(psf, "basis") else ConstantPSF.of(psf)
     xp = get_xp(model.basis)
     image = xp.zeros(shape[0] * shape[1], dtype=xp.float32)
-    x, y, flux = (xp.atleast_1d(xp.asarray(c, dtype=xp.float64)) for c in (x, y, flux))
+    x, y, flux = (_positions(c, xp) for c in (x, y, flux))
     size = model.basis.shape[-1]
     for part in _groups(x.size, 8 * 5 * size**2, xp):
         index, inside = stamp_index(shape, xp.round(x[part]), xp.round(y[part]), size)

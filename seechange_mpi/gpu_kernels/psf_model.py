@@ -168,59 +168,63 @@ def render(psf: PSFLike, x: Array, y: Array, *, size: int | None = None, phase: 
 def fwhm_of(stamp: Array) -> float:
     """Return the FWHM [pix]: 2 √(area above half maximum / π) on a five times finer cubic-spline grid.
 
-    Only the region connected to the maximum counts.
+    Only the region connected to the maximum counts; cells on its rim count by the part of them above half maximum.
     """
     xp = get_xp(stamp)
     nd = get_ndimage(xp)
-    n = stamp.shape[0]
-    fine = xp.arange(5 * (n - 1) + 1) * 0.2
+    fine = xp.arange(5 * (stamp.shape[0] - 1) + 1) * 0.2
     grid = xp.stack(xp.meshgrid(fine, fine, indexing="ij"))
     v = nd.map_coordinates(stamp.astype(xp.float64), grid, order=3, mode="constant")
-    labels, _ = nd.label(v > 0.5 * v.max())
-    area = int((labels == labels.ravel()[xp.argmax(v)]).sum()) * 0.04
-    return float(2.0 * np.sqrt(area / np.pi))
+    above = v - 0.5 * v.max()
+    labels, _ = nd.label(above > 0)
+    region = nd.binary_dilation(labels == labels.ravel()[xp.argmax(v)])
+    slope_y, slope_x = xp.gradient(v)
+    part = xp.clip(0.5 + above / xp.maximum(xp.abs(slope_x) + xp.abs(slope_y), 1e-30), 0, 1)
+    return float(2.0 * np.sqrt(0.04 / np.pi * float((part * region).sum())))
 
 
 class _Problem:
     """Weighted linear least squares for the basis, by conjugate gradients on the normal equations."""
 
-    def __init__(self, terms: np.ndarray, flux: np.ndarray, wy: np.ndarray, wx: np.ndarray, weight: np.ndarray,
-                 ridge: float) -> None:
-        self.terms = terms * flux[:, None]
+    def __init__(self, terms: Array, wy: Array, wx: Array, weight: Array, ridge: float) -> None:
+        self.terms, self.weight, self.ridge = terms, weight, ridge
+        xp = get_xp(terms)
         self.wy, self.wx = wy, wx
-        self.wyt, self.wxt = wy.transpose(0, 2, 1), wx.transpose(0, 2, 1)
-        self.weight = weight
-        self.ridge = ridge
+        self.wyt, self.wxt = (xp.ascontiguousarray(w.transpose(0, 2, 1)) for w in (wy, wx))
 
-    def forward(self, basis: np.ndarray) -> np.ndarray:
-        out: np.ndarray = self.wy @ np.tensordot(self.terms, basis, axes=1) @ self.wxt
-        return out
+    def forward(self, basis: Array) -> Array:
+        """Stars of a basis: (n, size, size)."""
+        return self.wy @ get_xp(basis).tensordot(self.terms, basis, axes=1) @ self.wxt
 
-    def adjoint(self, stamps: np.ndarray) -> np.ndarray:
-        return np.tensordot(self.terms.T, self.wyt @ stamps @ self.wx, axes=1)
+    def adjoint(self, stamps: Array) -> Array:
+        """Transpose of `forward`."""
+        return get_xp(stamps).tensordot(self.terms.T, self.wyt @ stamps @ self.wx, axes=1)
 
-    def solve(self, data: np.ndarray, start: np.ndarray, iterations: int = 40) -> np.ndarray:
-        def normal(b: np.ndarray) -> np.ndarray:
-            return self.adjoint(self.weight * self.forward(b)) + self.ridge * b
-
+    def solve(self, data: Array, start: Array, iterations: int = 40) -> Array:
+        """Basis that fits the data, from a first guess."""
+        xp = get_xp(data)
         # Jacobi preconditioner: each basis pixel sees about the summed weight of its own pixel
-        diagonal = np.tensordot((self.terms**2).T, self.weight, axes=1) + self.ridge
+        diagonal = xp.tensordot((self.terms**2).T, self.weight, axes=1) + self.ridge
+        rhs = self.adjoint(self.weight * data)
+        least = 1e-10 * float((rhs**2 / diagonal).sum())
         b = start.copy()
-        r = self.adjoint(self.weight * data) - normal(b)
+        r = rhs - self._normal(b)
         z = r / diagonal
-        p, rz = z.copy(), float((r * z).sum())
-        first = rz
+        p, rz = z.copy(), (r * z).sum()
         for _ in range(iterations):
-            if rz <= 1e-10 * first or rz == 0.0:
+            if not float(rz) > least:
                 break
-            q = normal(p)
-            alpha = rz / float((p * q).sum())
+            q = self._normal(p)
+            alpha = rz / (p * q).sum()
             b += alpha * p
             r -= alpha * q
             z = r / diagonal
-            rz, old = float((r * z).sum()), rz
+            rz, old = (r * z).sum(), rz
             p = z + (rz / old) * p
         return b
+
+    def _normal(self, b: Array) -> Array:
+        return self.adjoint(self.weight * self.forward(b)) + self.ridge * b
 
 
 def fit_psf(
@@ -228,6 +232,10 @@ def fit_psf(
     size: int, degree: int = 1, iterations: int = 4, clip: float = 4.0,
 ) -> PSFFit:
     """Fit the PSF to stars.
+
+    Each round solves for the basis with fluxes and centres held, then for flux and centre of each star with the
+    basis held; then pixels of neighbours and cosmic rays are left out, and stars that are too wide, too narrow or
+    fit badly.
 
     Parameters
     ----------
@@ -238,109 +246,163 @@ def fit_psf(
     size : int, odd, side of the basis [pix].
     degree : int, of the polynomial in position; lowered when there are fewer than 6 stars per term.
     iterations : int, rounds of flux, centre and basis.
-    clip : float, stars with a chi2 this many robust sigma above the median are dropped.
+    clip : float
+        Stars whose chi2 is this many robust sigma above the median, or whose width is as far from the model's, are
+        dropped.
+
+    Returns
+    -------
+    PSFFit
+        The basis is on the device of `data`; chi2 and used are in host memory.
 
     Raises
     ------
     ValueError
-        Fewer than three usable stars.
+        Fewer than three usable stars, or an even size.
     """
-    d, var, bad = asnumpy(data), asnumpy(variance), asnumpy(mask)
-    x, y = np.asarray(asnumpy(x), float).copy(), np.asarray(asnumpy(y), float).copy()
-    ny, nx = d.shape
+    if size % 2 == 0:
+        raise ValueError(f"fit_psf: size must be odd, found {size}")
+    xp = get_xp(data)
+    x, y = (xp.array(asnumpy(c), dtype=xp.float64) for c in (x, y))
+    ny, nx = data.shape
     while degree > 0 and len(x) < 6 * (degree + 1) * (degree + 2) // 2:
         degree -= 1
-    model = PSFFit(np.zeros(0), degree, (nx - 1) / 2, (ny - 1) / 2, nx / 2, ny / 2, 0.0,
+    model = PSFFit(xp.zeros(0), degree, (nx - 1) / 2, (ny - 1) / 2, nx / 2, ny / 2, 0.0,
                    np.full(len(x), np.nan), np.zeros(len(x), bool))
-    cx, cy = np.round(x).astype(int), np.round(y).astype(int)
-    stamps, inside = cut_stamps(d, cx, cy, size)
-    stamp_var, _ = cut_stamps(var, cx, cy, size, fill=1)
-    stamp_bad, _ = cut_stamps(bad, cx, cy, size, fill=True)
-    good = inside & ~stamp_bad & np.isfinite(stamps) & (stamp_var > 0)
-    half = size // 2
-    core = good[:, half - 2: half + 3, half - 2: half + 3].all(axis=(1, 2))
-    used = core & (good.mean(axis=(1, 2)) > 0.8)
-    if used.sum() < 3:
-        raise ValueError(f"PSF: {int(used.sum())} usable stars of {len(x)}, at least 3 needed")
-    stamps = np.where(good, stamps, 0).astype(np.float64)
-    weight = np.where(good, 1.0 / np.where(good, stamp_var, 1.0), 0.0)
-    terms = polynomial_terms(_geometry(model), x, y)
-    basis = np.zeros((terms.shape[1], size, size))
-    flux = np.maximum((stamps * _aperture(size, size / 4)).sum(axis=(1, 2)), 1e-3)
-    basis[0] = np.median(stamps[used] / flux[used, None, None], axis=0)
-    basis[0] /= basis[0].sum()
-    clean = weight
+    stars = _Stars(data, variance, mask, x, y, size, polynomial_terms(_geometry(model), x, y))
+    basis = stars.first_guess()
     for step in range(iterations):
-        wy, wx = shift_matrices(y - cy, size, size), shift_matrices(x - cx, size, size)
-        s = used
-        # the error of the weights' own model: bright cores are not trusted beyond 0.5 % of the peak
-        soft = clean[s] / (1.0 + clean[s] * (0.005 * stamps[s]) ** 2)
-        ridge = 1e-6 * float((soft * flux[s, None, None] ** 2).mean())
-        basis = _Problem(terms[s], flux[s], wy[s], wx[s], soft, ridge).solve(stamps[s], basis)
-        basis /= basis[0].sum()
-        centred = np.tensordot(terms, basis, axes=1)
-        centred /= centred.sum(axis=(1, 2), keepdims=True)
-        if step < iterations - 1:
-            flux, x, y = _refine(stamps, clean, centred, x, y, cx, cy, used)
-            wy, wx = shift_matrices(y - cy, size, size), shift_matrices(x - cx, size, size)
-        profile = wy @ centred @ wx.transpose(0, 2, 1)
-        flux = (clean * stamps * profile).sum(axis=(1, 2)) / np.maximum(
-            (clean * profile**2).sum(axis=(1, 2)), 1e-30)
-        flux = np.maximum(flux, 1e-3)
-        clean, chi2, used = _clip_stars(stamps, weight, profile, flux, core, clip)
-        if used.sum() < 3:
-            raise ValueError(f"PSF: {int(used.sum())} stars left after clipping, at least 3 needed")
-    model.basis = get_xp(data).asarray(basis.astype(np.float32))
-    model.chi2, model.used = chi2, used
-    centre = np.tensordot(polynomial_terms(_geometry(model), np.array([model.x0]), np.array([model.y0])),
-                          basis, axes=1)[0]
+        basis = stars.solve_basis(basis)
+        stars.measure(basis, refine=step < iterations - 1, clip=clip)
+    model.basis = basis.astype(xp.float32)
+    model.chi2, model.used = asnumpy(stars.chi2), asnumpy(stars.used)
+    centre = xp.tensordot(polynomial_terms(_geometry(model), xp.asarray([model.x0]), xp.asarray([model.y0])), basis,
+                          axes=1)[0]
     model.fwhm = fwhm_of(centre)
     return model
 
 
 def _geometry(model: PSFFit) -> ConstantPSF:
-    """The positional part of a fit whose basis is not known yet."""
-    return ConstantPSF(np.zeros(0), model.degree, model.x0, model.y0, model.x_scale, model.y_scale)
+    """The positional part of a fit; its array only tells the device."""
+    return ConstantPSF(model.basis, model.degree, model.x0, model.y0, model.x_scale, model.y_scale)
 
 
-def _aperture(size: int, radius: float) -> np.ndarray:
-    r = np.hypot(*np.mgrid[-(size // 2): size // 2 + 1, -(size // 2): size // 2 + 1])
-    return np.asarray(r <= radius, dtype=float)
+class _Stars:
+    """Stamps of the PSF stars, and what is known of them so far: fluxes, centres, pixels and stars to trust."""
+
+    def __init__(self, data: Array, variance: Array, mask: Array, x: Array, y: Array, size: int,
+                 terms: Array) -> None:
+        xp = get_xp(data)
+        self.size, self.terms = size, terms
+        cx, cy = xp.round(x), xp.round(y)
+        self.dx, self.dy = x - cx, y - cy
+        stamps, inside = cut_stamps(data, cx, cy, size)
+        stamp_var, _ = cut_stamps(variance, cx, cy, size, fill=1)
+        stamp_bad, _ = cut_stamps(mask, cx, cy, size, fill=True)
+        good = inside & ~stamp_bad & xp.isfinite(stamps) & (stamp_var > 0)
+        half = size // 2
+        self.core = good[:, half - 2: half + 3, half - 2: half + 3].all(axis=(1, 2))
+        self.used = self.core & (good.mean(axis=(1, 2)) > 0.8)
+        self._enough("usable stars of")
+        self.stamps = xp.where(good, stamps, 0).astype(xp.float64)
+        self.weight = xp.where(good, 1.0 / xp.where(good, stamp_var, 1.0).astype(xp.float64), 0.0)
+        self.clean = self.weight
+        self.chi2 = xp.full(len(x), xp.nan)
+
+    def _enough(self, what: str) -> None:
+        n = int(self.used.sum())
+        if n < 3:
+            raise ValueError(f"PSF: {n} {what} {len(self.used)}, at least 3 needed")
+
+    def first_guess(self) -> Array:
+        """Fluxes in a small aperture, and a basis whose constant term is the median star."""
+        xp = get_xp(self.stamps)
+        u = xp.arange(self.size) - self.size // 2
+        aperture = (u[:, None] ** 2 + u[None, :] ** 2) <= (self.size / 4) ** 2
+        self.flux = xp.maximum((self.stamps * aperture).sum(axis=(1, 2)), 1e-3)
+        basis = xp.zeros((self.terms.shape[1], self.size, self.size))
+        basis[0] = xp.median((self.stamps / self.flux[:, None, None])[self.used], axis=0)
+        return basis / basis[0].sum()
+
+    def solve_basis(self, basis: Array) -> Array:
+        """Basis of unit sum that fits the used stars."""
+        s = get_xp(basis).nonzero(self.used)[0]
+        clean, stamps, flux = self.clean[s], self.stamps[s], self.flux[s]
+        # the error of the weights' own model: bright cores are not trusted beyond 0.5 % of the peak
+        soft = clean / (1.0 + clean * (0.005 * stamps) ** 2)
+        ridge = 1e-6 * float((soft * flux[:, None, None] ** 2).mean())
+        problem = _Problem(self.terms[s] * flux[:, None], shift_matrices(self.dy[s], self.size, self.size),
+                           shift_matrices(self.dx[s], self.size, self.size), soft, ridge)
+        basis = problem.solve(stamps, basis)
+        return basis / basis[0].sum()
+
+    def measure(self, basis: Array, *, refine: bool, clip: float) -> None:
+        """Fluxes and, with `refine`, centres of all stars; then which pixels and stars to trust."""
+        xp = get_xp(basis)
+        centred = xp.tensordot(self.terms, basis, axes=1)
+        centred = centred / centred.sum(axis=(1, 2), keepdims=True)
+        if refine:
+            self._refine(centred)
+        profile = shifted(centred, self.dx, self.dy, self.size)
+        self.flux = xp.maximum((self.clean * self.stamps * profile).sum(axis=(1, 2)) / xp.maximum(
+            (self.clean * profile**2).sum(axis=(1, 2)), 1e-30), 1e-3)
+        self._clip(profile, clip)
+        self._enough("stars left after clipping of")
+
+    def _refine(self, centred: Array) -> None:
+        """One Gauss–Newton step of the centre of each star; the mean shift of the used stars is kept at zero."""
+        xp = get_xp(centred)
+        a = xp.stack(shifted_with_slopes(centred, self.dx, self.dy, self.size), axis=1).reshape(len(centred), 3, -1)
+        w = self.clean.reshape(len(centred), 1, -1)
+        normal = (w * a) @ a.transpose(0, 2, 1) + 1e-12 * xp.eye(3)
+        rhs = a @ (w * self.stamps.reshape(w.shape)).transpose(0, 2, 1)
+        sol = xp.linalg.solve(normal, rhs)[..., 0]
+        flux = xp.maximum(sol[:, 0], 1e-3)
+        dx, dy = xp.clip(sol[:, 1] / flux, -0.3, 0.3), xp.clip(sol[:, 2] / flux, -0.3, 0.3)
+        self.dx = self.dx + dx - xp.median(dx[self.used])
+        self.dy = self.dy + dy - xp.median(dy[self.used])
+
+    def _clip(self, profile: Array, clip: float) -> None:
+        """Leave out pixels of neighbours and stars that do not look like the model."""
+        xp = get_xp(profile)
+        model = self.flux[:, None, None] * profile
+        sigma = xp.sqrt(self.weight)
+        pull = (self.stamps - model) * sigma
+        tolerance = 4.0 + 0.02 * xp.abs(model) * sigma
+        self.clean = xp.where(xp.abs(pull) > tolerance, 0.0, self.weight)
+        seen = self.clean > 0
+        self.chi2 = (seen * pull**2).sum(axis=(1, 2)) / xp.maximum(seen.sum(axis=(1, 2)) - 3, 1)
+        sane = self.core & (self.flux > 1e-2) & (seen.mean(axis=(1, 2)) > 0.7)
+        if bool(sane.any()):
+            width, error = self._width(profile, xp.clip(pull, -tolerance, tolerance))
+            excess = xp.abs(width - xp.median(width[sane])) / xp.hypot(error, 0.015)
+            sane &= _typical(self.chi2, 0.05, clip, sane) & _typical(excess, 1.0, clip, sane)
+        self.used = sane
+
+    def _width(self, profile: Array, pull: Array) -> tuple[Array, Array]:
+        """Relative excess of the second moment of each star over its model, and its error.
+
+        The residual is projected on the profile's Laplacian, which broadens it, less its part along the profile.
+        """
+        xp = get_xp(profile)
+        padded = xp.pad(profile, ((0, 0), (1, 1), (1, 1)), mode="edge")
+        laplacian = (padded[:, 2:, 1:-1] + padded[:, :-2, 1:-1] + padded[:, 1:-1, 2:] + padded[:, 1:-1, :-2]
+                     - 4 * profile)
+        u = xp.arange(self.size, dtype=xp.float64) - self.size // 2
+        core = profile * (profile > 0.05 * profile.max(axis=(1, 2), keepdims=True))
+        moment = (core * (u[:, None] ** 2 + u[None, :] ** 2)).sum(axis=(1, 2)) / core.sum(axis=(1, 2))
+        w = self.weight
+        along = (w * laplacian * profile).sum(axis=(1, 2)) / xp.maximum((w * profile**2).sum(axis=(1, 2)), 1e-30)
+        mode = laplacian - along[:, None, None] * profile
+        power = xp.maximum((w * mode**2).sum(axis=(1, 2)), 1e-30)
+        # broadening by a variance v per axis adds v/2 Laplacians, and 2 v to the moment
+        excess = (xp.sqrt(w) * pull * mode).sum(axis=(1, 2)) / (power * self.flux)
+        return 4.0 * excess / moment, 4.0 / (xp.sqrt(power) * self.flux * moment)
 
 
-def _refine(stamps: np.ndarray, weight: np.ndarray, centred: np.ndarray, x: np.ndarray, y: np.ndarray,
-            cx: np.ndarray, cy: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One Gauss–Newton step of flux and centre per star; the mean shift of the used stars is kept at zero."""
-    size = stamps.shape[-1]
-    eps = 0.05
-    w0y, w0x = shift_matrices(y - cy, size, size), shift_matrices(x - cx, size, size)
-    p = w0y @ centred @ w0x.transpose(0, 2, 1)
-    px = w0y @ centred @ (shift_matrices(x - cx + eps, size, size)
-                          - shift_matrices(x - cx - eps, size, size)).transpose(0, 2, 1) / (2 * eps)
-    py = (shift_matrices(y - cy + eps, size, size)
-          - shift_matrices(y - cy - eps, size, size)) @ centred @ w0x.transpose(0, 2, 1) / (2 * eps)
-    a = np.stack([p, px, py], axis=-1).reshape(len(stamps), -1, 3)
-    w = weight.reshape(len(stamps), -1, 1)
-    normal = a.transpose(0, 2, 1) @ (w * a) + 1e-12 * np.eye(3)
-    sol = np.linalg.solve(normal, (a.transpose(0, 2, 1) @ (w * stamps.reshape(len(stamps), -1, 1))))[..., 0]
-    flux = np.maximum(sol[:, 0], 1e-3)
-    dx, dy = np.clip(sol[:, 1] / flux, -0.3, 0.3), np.clip(sol[:, 2] / flux, -0.3, 0.3)
-    dx, dy = dx - np.median(dx[used]), dy - np.median(dy[used])
-    return flux, x + dx, y + dy
-
-
-def _clip_stars(stamps: np.ndarray, weight: np.ndarray, profile: np.ndarray, flux: np.ndarray, core: np.ndarray,
-                clip: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Leave out pixels of neighbours and stars that do not look like the model."""
-    model = flux[:, None, None] * profile
-    pull = (stamps - model) * np.sqrt(weight)
-    tolerance = 4.0 + 0.02 * model * np.sqrt(weight)
-    clean = np.where(np.abs(pull) > tolerance, 0.0, weight)
-    chi2 = (np.where(clean > 0, pull, 0.0) ** 2).sum(axis=(1, 2)) / np.maximum((clean > 0).sum(axis=(1, 2)) - 3, 1)
-    kept = (clean > 0).mean(axis=(1, 2))
-    sane = core & (flux > 1e-2) & (kept > 0.7)
-    if sane.any():
-        m = np.median(chi2[sane])
-        spread = max(MAD_TO_SIGMA * np.median(np.abs(chi2[sane] - m)), 0.05)
-        sane &= chi2 < m + clip * spread
-    return clean, chi2, sane
+def _typical(values: Array, floor: float, clip: float, among: Array) -> Array:
+    """Values at most `clip` robust sigma (at least `floor` each) above the median of those `among`."""
+    xp = get_xp(values)
+    above = values - xp.median(values[among])
+    spread = xp.maximum(MAD_TO_SIGMA * xp.median(xp.abs(above[among])), floor)
+    return above < clip * spread

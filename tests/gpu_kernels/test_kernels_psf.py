@@ -77,63 +77,6 @@ def test_psf_fluxes_are_unbiased(fwhm):
     assert abs(np.mean(r.y - y)) < 0.01
 
 
-@pytest.mark.parametrize("fit_position", [True, False])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_errors_are_honest(fit_position, sign):
-    """Faint stars of both signs: pulls of flux and position have unit width."""
-    rng = np.random.default_rng(3)
-    x, y = grid_positions(rng, (800, 800), 26)
-    flux = rng.uniform(600, 3000, len(x))
-    clean = np.zeros((800, 800))
-    add_stars(clean, x, y, flux, 3.0, 25)
-    variance = (clean + 100).astype(np.float32)
-    data = (sign * (clean + rng.normal(0, 1, clean.shape) * np.sqrt(variance))).astype(np.float32)
-    r = phot.psf_photometry(data, variance, np.zeros(clean.shape, bool), x, y, stamp(25, 3.0),
-                            fit_position=fit_position)
-    pull = (sign * r.flux - flux) / r.flux_err
-    assert np.std(pull) == pytest.approx(1, abs=0.1)
-    assert abs(np.mean(pull)) < 0.2
-    assert np.median(r.chi2) == pytest.approx(1, abs=0.1)
-    if fit_position:
-        assert np.std((r.x - x) / r.x_err) == pytest.approx(1, abs=0.12)
-        assert np.std((r.y - y) / r.y_err) == pytest.approx(1, abs=0.12)
-
-
-def test_photometry_flags_and_masks():
-    rng = np.random.default_rng(4)
-    data = np.zeros((100, 100))
-    xs, ys = np.array([20.3, 50.0, 80.0, 98.6, 50.0]), np.array([20.1, 50.0, 80.0, 50.0, 20.0])
-    add_stars(data, xs, ys, np.full(5, 5000.0), 3.0, 25)
-    data = (data + rng.normal(0, 1, data.shape)).astype(np.float32)
-    mask = np.zeros(data.shape, bool)
-    mask[50, 50] = True
-    mask[70:91, 70:91] = True
-    data[50, 50], data[80, 80] = 1e6, np.nan
-    before = data.copy()
-    r = phot.psf_photometry(data, np.ones_like(data), mask, np.append(xs[:4], 52.9), np.append(ys[:4], 20.0),
-                            stamp(25, 3.0))
-    assert r.flags[0] == 0
-    assert r.flags[1] & phot.MASKED
-    assert r.flags[2] & phot.SKIPPED
-    assert np.isnan(r.flux[2])
-    assert r.flags[3] & phot.EDGE
-    assert r.flux[:2] == pytest.approx(5000, rel=0.01)
-    assert r.flux[3] == pytest.approx(5000, rel=0.02)
-    assert r.flags[4] & phot.MOVED_AWAY
-    assert r.x[4] == pytest.approx(52.9)
-    assert np.array_equal(before, data, equal_nan=True)
-
-
-def test_no_sources():
-    zero = np.zeros((40, 40), np.float32)
-    empty = np.zeros(0)
-    r = phot.psf_photometry(zero, zero + 1, zero > 0, empty, empty, stamp(11, 3.0))
-    assert len(r.flux) == len(r.flags) == 0
-    flux, err, nbad = phot.aperture_photometry(zero, zero + 1, zero > 0, empty, empty, (3.0,))
-    assert flux.shape == err.shape == nbad.shape == (0, 1)
-    assert len(phot.moments(zero, zero > 0, empty, empty, 2.0).x) == 0
-
-
 def test_bad_stars_do_not_spoil_the_psf():
     """Neighbours, cosmic rays and a saturated star among the stars: the profile stays."""
     data, variance, mask, x, y, flux, _ = field(3.0)
@@ -199,39 +142,6 @@ def test_fwhm_of_a_profile(fwhm):
     assert fwhm_of(p) == pytest.approx(fwhm, rel=0.02 if fwhm > 2.5 else 0.04)
     p[2, 2] = 0.9  # a neighbour does not count
     assert fwhm_of(p) == pytest.approx(fwhm, rel=0.02 if fwhm > 2.5 else 0.04)
-
-
-def test_apertures_count_the_area():
-    data = np.full((60, 60), 2.0, np.float32)
-    mask = np.zeros(data.shape, bool)
-    mask[30, 30] = True
-    x, y = np.array([30.0, 15.37, 40.5, 0.0]), np.array([30.0, 20.81, 45.5, 30.0])
-    flux, err, nbad = phot.aperture_photometry(data, np.full_like(data, 9.0), mask, x, y, (2.0, 5.0))
-    for k, radius in enumerate((2.0, 5.0)):
-        area = np.pi * radius**2
-        assert flux[1:3, k] == pytest.approx(2 * area, rel=0.012)
-        assert err[1:3, k] == pytest.approx(3 * np.sqrt(area), rel=0.12)  # less on the rim
-        assert flux[0, k] == pytest.approx(2 * (area - 1), rel=0.015)
-    assert nbad[0].tolist() == [1, 1]
-    assert nbad[1].tolist() == [0, 0]
-    assert (nbad[3] > 0).all()
-    assert flux[3, 1] == pytest.approx(np.pi * 25 + 2 * 5, rel=0.03)  # half of it, and half the middle column
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_moments_of_an_ellipse(sign):
-    y, x = np.mgrid[:81, :81]
-    a, b, theta, x0, y0 = 3.0, 1.8, 0.5, 40.3, 39.6
-    u = (x - x0) * np.cos(theta) + (y - y0) * np.sin(theta)
-    v = -(x - x0) * np.sin(theta) + (y - y0) * np.cos(theta)
-    image = (sign * 1000 * np.exp(-0.5 * (u**2 / a**2 + v**2 / b**2))).astype(np.float32)
-    m = phot.moments(image, np.zeros(image.shape, bool), np.array([40.0]), np.array([40.0]), 3.0)
-    assert m.x[0] == pytest.approx(x0, abs=0.02)
-    assert m.y[0] == pytest.approx(y0, abs=0.02)
-    assert m.a[0] == pytest.approx(a, rel=0.02)
-    assert m.b[0] == pytest.approx(b, rel=0.02)
-    assert m.theta[0] == pytest.approx(theta, abs=0.02)
-    assert np.sign(m.flux[0]) == sign
 
 
 def test_rendered_sources_leave_noise():
