@@ -17,7 +17,8 @@ fi
 
 python=${PYTHON:-}
 if [ -z "$python" ]; then
-  ./tools/make_venv.sh .venv && ./tools/add_gpu.sh .venv --device || exit 2
+  [ -e .venv/.installed ] || { ./tools/make_venv.sh .venv && touch .venv/.installed; } || exit 2
+  ./tools/add_gpu.sh .venv --device || exit 2
   python=.venv/bin/python
 elif ! "$python" -c 'import numpy, scipy, cupy, pytest'; then
   echo "gpu_check: $python lacks a package; leave PYTHON unset and .venv is made" >&2

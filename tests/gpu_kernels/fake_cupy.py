@@ -424,4 +424,10 @@ def install(monkeypatch: Any) -> Any:
     return sys.modules["cupy"]
 
 
+def pytest_configure() -> None:
+    """``pytest -p fake_cupy``: the stand-in for a whole run."""
+    _find_real()
+    sys.modules.update(modules())
+
+
 _add_operators()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import weakref
@@ -263,6 +264,17 @@ class TestStandIn:
 
     def test_gone_after_the_test(self):
         assert not isinstance(sys.modules.get("cupy"), fake_cupy._Namespace)
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_pipeline_on_the_stand_in():
+    here = Path(__file__).parent
+    paths = [str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "fake_cupy", "-m", "not slow",
+         str(here.parent / "pipeline" / "test_subtraction.py")], capture_output=True, text=True, check=False,
+        env={**os.environ, "SEECHANGE_BACKEND": "cupy", "PYTHONPATH": os.pathsep.join(paths)})
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_the_table_of_gpu_times_runs(stand_in, capsys, monkeypatch):
