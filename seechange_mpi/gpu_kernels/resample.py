@@ -7,6 +7,11 @@ An output pixel at (x, y), mapped to (X, Y) of the input, becomes
 with w(u) = L(u) / Σ_k L(u - k) and L(u) = sinc(u) sinc(u / a) for |u| < a, a = 3 or 4 (Duchon 1979,
 J. Appl. Meteor. 18, 1016); the sums run over the good ones of the (2a)² nearest pixels. Positions are rounded to
 1/65536 pixel; a mapping onto pixel centres copies the pixels bit for bit.
+
+Flux: the mean over the phases of the grids is conserved to 0.03 %. The sum over a single star of FWHM 2 pixels is
+conserved to 0.04 % under shifts and rotations of a few degrees, but where the scale changes, the phase runs through
+the star and its sum is modulated with the period 1 / |scale - 1| pixels: 0.4 % rms at scales of 0.9 and 1.1 with
+Lanczos-3 and 0.1 to 0.2 % with Lanczos-4 (0.8 and 0.3 % at 1.25, 0.13 and 0.09 % at 0.99 and 1.01).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Background, resampling, statistics, transforms and the choice of backend."""
+"""Background, statistics, transforms and the choice of backend."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from kernel_truth import add_stars
 from seechange_mpi.gpu_kernels import background as bg
 from seechange_mpi.gpu_kernels import fft
 from seechange_mpi.gpu_kernels.backend import asnumpy, backend_name, get_xp, to_backend
-from seechange_mpi.gpu_kernels.photometry import moments
-from seechange_mpi.gpu_kernels.resample import mapping_grid, warp
 from seechange_mpi.gpu_kernels.stamps import cut_stamps
 from seechange_mpi.gpu_kernels.stats import clipped, mad_std
 
@@ -84,124 +82,6 @@ def test_rendered_mesh_stays_in_range():
     assert line[0, 0] == 0
     assert line[0, -1] == 10
     assert line[2, 10] == pytest.approx(5.5, abs=0.01)
-
-
-# ---------------------------------------------------------------- resampling
-
-
-def sky_of(shape, x, y, flux, fwhm=4.0):
-    image = np.zeros(shape)
-    add_stars(image, x, y, flux, fwhm, 41)
-    return image.astype(np.float32)
-
-
-def test_identity_warp_copies():
-    rng = np.random.default_rng(4)
-    data = rng.normal(0, 5, (90, 101)).astype(np.float32)
-    flags = rng.integers(0, 8, data.shape).astype(np.uint16)
-    w = warp(data, lambda x, y: (x, y), data.shape, variance=np.full_like(data, 25), flags=flags)
-    assert w.inside.all()
-    assert np.allclose(w.data, data, atol=1e-3)
-    assert np.allclose(w.variance, 25, rtol=1e-3)
-    assert ((w.flags & flags) == flags).all()
-    assert w.flags.dtype == np.uint16
-
-
-def test_warp_moves_stars_and_keeps_flux():
-    """Rotation, scale 1.1 and shift: flux per star to 0.2 %, positions to 0.01 pixel."""
-    theta, scale = 0.6, 1.1
-
-    def xy_of(x, y):
-        u, v = (x - 100) * scale, (y - 110) * scale
-        return 95.3 + u * np.cos(theta) - v * np.sin(theta), 92.8 + u * np.sin(theta) + v * np.cos(theta)
-
-    xs, ys = np.array([80.2, 110.6, 95.0]), np.array([90.4, 100.1, 70.5])
-    data = sky_of((190, 200), xs, ys, np.array([1e4, 2e4, 1.5e4]))
-    w = warp(data, xy_of, (220, 210))
-    assert w.data.dtype == np.float32
-    back = np.linalg.inv(scale * np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]]))
-    yy, xx = np.indices(w.data.shape)
-    for x, y, f in zip(xs, ys, (1e4, 2e4, 1.5e4), strict=True):
-        ox, oy = back @ [x - 95.3, y - 92.8] + [100, 110]
-        near = np.hypot(xx - ox, yy - oy) < 9
-        inside_input = np.hypot(*(np.indices(data.shape)[::-1] - np.array([x, y])[:, None, None])) < 9 * scale
-        assert w.data[near].sum() == pytest.approx(data[inside_input].sum(), rel=0.002), f
-        m = moments(w.data, ~w.inside, np.array([ox]), np.array([oy]), 1.5)
-        assert m.x[0] == pytest.approx(ox, abs=0.01)
-        assert m.y[0] == pytest.approx(oy, abs=0.01)
-
-
-def test_warp_is_exact_for_shifted_stars():
-    """Half-pixel shift, the worst phase: residual below 1 % of the peak at FWHM 3."""
-    xs, ys = np.array([40.0, 70.4]), np.array([50.0, 30.2])
-    data = sky_of((90, 100), xs, ys, np.array([1e4, 1e4]), 3.0)
-    truth = sky_of((90, 100), xs - 0.5, ys - 0.5, np.array([1e4, 1e4]), 3.0)
-    w = warp(data, lambda x, y: (x + 0.5, y + 0.5), (90, 100))
-    assert np.abs(w.data - truth)[w.inside].max() < 0.01 * truth.max()
-
-
-def test_warp_keeps_a_flat_sky_and_its_edges():
-    data = np.full((80, 90), 7.0, np.float32)
-    w = warp(data, lambda x, y: (x + 10.3, y - 3.7), (80, 90))
-    assert np.allclose(w.data[w.inside], 7.0, rtol=1e-3)
-    assert (w.data[~w.inside] == 0).all()
-    assert not w.inside[:3].any()
-    assert not w.inside[:, 80:].any()
-    assert w.inside[6:70, 2:70].all()
-
-
-def test_warp_variance_is_that_of_the_result():
-    rng = np.random.default_rng(5)
-    data = rng.normal(0, 3, (400, 400)).astype(np.float32)
-    w = warp(data, lambda x, y: (0.95 * x + 5.2 + 0.01 * y, y + 0.3), (380, 390), variance=np.full_like(data, 9))
-    inner = (slice(10, -10), slice(10, -10))
-    assert np.var(w.data[inner]) == pytest.approx(np.mean(w.variance[inner]), rel=0.03)
-
-
-def test_warp_leaves_bad_pixels_out():
-    xs, ys = np.array([40.0]), np.array([40.0])
-    clean = sky_of((80, 80), xs, ys, np.array([1e4]), 5.0) + np.float32(100)
-    dirty, bad = clean.copy(), np.zeros(clean.shape, bool)
-    bad[20, 20] = bad[60, 30] = True
-    dirty[bad] = 1e6
-    dirty[10, 50] = np.nan
-    flags = np.where(bad, 4, 0).astype(np.uint16)
-    w = warp(dirty, lambda x, y: (x + 0.4, y + 0.1), clean.shape, bad=bad, flags=flags)
-    truth = warp(clean, lambda x, y: (x + 0.4, y + 0.1), clean.shape)
-    both = w.inside & truth.inside
-    assert np.abs(w.data - truth.data)[both].max() < 1.0
-    assert (w.flags == 4).sum() >= 2
-    lost = truth.inside & ~w.inside
-    assert 3 <= lost.sum() <= 60
-    assert (w.data[~w.inside] == 0).all()
-
-
-def test_mapping_must_be_finite():
-    data = np.zeros((50, 50), np.float32)
-    with pytest.raises(ValueError, match="not finite at 16 of 16 points"):
-        warp(data, lambda x, y: (x * np.nan, y), (50, 50))
-
-
-def test_nothing_overlaps():
-    data = np.ones((50, 50), np.float32)
-    w = warp(data, lambda x, y: (x + 1e4, y), (40, 50), flags=np.zeros(data.shape, np.uint16))
-    assert not w.inside.any()
-    assert not w.data.any()
-
-
-def test_mapping_grid_follows_distortion():
-    def xy_of(x, y):
-        r2 = ((x - 300) ** 2 + (y - 300) ** 2) / 300**2
-        return x + 0.5 * r2 * (x - 300) / 300, y + 0.5 * r2 * (y - 300) / 300
-
-    x, y, jacobian = mapping_grid(xy_of, (600, 640))
-    yy, xx = np.indices((600, 640)).astype(float)
-    tx, ty = xy_of(xx, yy)
-    assert np.abs(x - tx).max() < 1e-4
-    assert np.abs(y - ty).max() < 1e-4
-    assert jacobian[300, 300] == pytest.approx(1, abs=1e-4)
-    area = np.gradient(tx, axis=1) * np.gradient(ty, axis=0) - np.gradient(tx, axis=0) * np.gradient(ty, axis=1)
-    assert np.abs(jacobian - area)[5:-5, 5:-5].max() < 1e-4
 
 
 # ---------------------------------------------------------------- statistics, stamps, transforms, backend
