@@ -1,4 +1,33 @@
-"""Matching kernel whose pixels are all free and vary over the frame (SFFT)."""
+"""Matching kernel whose pixels are all free and vary over the frame: the solver of SFFT.
+
+Hu, Wang, Chen & Yang 2022, ApJ 936, 157.  With T the image that is convolved and J the other one, it minimises
+
+    Σ_x [J(x) − Σ_m P_m(x) Σ_s κ_m,s T(x − s) − Σ_q b_q P_q(x)]²
+
+over all pixels x of a masked pair; s runs over (2 w + 1)² shifts and P_m = u^i v^j.  For a constant flux scale the
+planes of m > 0 are built from δ_s − δ_0 and have no sum.
+
+Masked pair.  The entries of the normal matrix depend on s − s' alone, and so come from Fourier sums, only if no pixel
+x has a weight of its own.  Instead both images are set to zero outside regions around sources seen in both ("sparse
+flavour"), where 0 = κ ⊗ 0 matches trivially, and the background term lives inside the regions only.  A region ends in
+the sky (footprint at 3 σ, grown by w) and stays or goes as a whole, so no border cuts the light of a source; against a
+fit that weights the output pixels this moves the sum of κ by less than 0.02 % for isolated stars.  Since κ ⊗ is
+linear, every region may carry a weight, 1 / its noise, on both images.  In crowded fields regions merge (small gaps are
+filled) and a pedestal of κ is nearly degenerate with b_0: with a star per 14 × 14 pixels the flux scale came out 1 to
+3 % low, while the stars matched to 0.7 % of their peaks.
+
+Matrix.  Σ_x P_m P_n(x) T(x − s) T(x − s') = Σ_y (P_m P_n)(y + s) T(y) T(y + s − s'), and (P_m P_n)(y + s) is a
+polynomial in y with coefficients that depend on s: exact, with one correlation per monomial (`sfft_sums`).  Transforms
+per tile: 3 and one for each monomial, 9 for degree 1.
+
+Noise of T adds its variance to the diagonal and pulls κ down (0.1 % of the sum here); its expectation is taken out.
+
+Ridge.  λ |∇² κ_m|² is added for every plane.  Weighted residuals have unit variance, so λ = 1 / (expected rms
+Laplacian)² needs no scaling with the number of stars: λ = 1000 gave the smallest errors of κ and of the stars in four
+simulated pairs whose traces differ by a factor 30 (it is 1e-3 … 4e-5 of the mean diagonal).  Measured on 2048 × 1024
+pixels with 750 stars: error of κ ⊗ T at stars 0.5 % of the peak on average (λ = 100: 1.5 %, 1e4: 1.5 %, 1e5: 4 %),
+Σ (κ − truth)² 0.004 (λ = 100: 1.3), an increase of the difference's variance in quiet areas by 0.3 %.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +40,7 @@ import numpy as np
 from seechange_mpi.gpu_kernels import polynomials
 from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
 from seechange_mpi.gpu_kernels.kernel_solution import KernelSolution
-from seechange_mpi.gpu_kernels.sfft_regions import Grid, Regions, find_regions, sky, whole_frame
+from seechange_mpi.gpu_kernels.sfft_regions import CORE_SIGMA, Grid, Regions, find_regions, sky, whole_frame
 from seechange_mpi.gpu_kernels.sfft_sums import Sums, Table, Tiling, Windows
 from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
 
@@ -30,7 +59,34 @@ def solve_sfft(
     variance_new: Array | None = None, variance_ref: Array | None = None,
     select: Literal["sources", "all"] = "sources",
 ) -> KernelSolution:
-    """DOC"""
+    """Solve new ≈ κ ⊗ ref + B, or ref ≈ κ ⊗ new + B, for a kernel that varies over the frame.
+
+    Parameters
+    ----------
+    new, ref : (ny, nx) float, one unit, registered; a residual sky is fitted, best close to zero.
+    mask : (ny, nx) bool, True = bad in either image (saturated pixels belong here). Non-finite pixels are bad too.
+    half_width : w [pix], the kernel has (2 w + 1)² pixels.
+    kernel_degree, background_degree : of the polynomials in x and y, 0..4.  With fewer than two sources per term the
+        kernel's degree is lowered (`degree` of the result says to what).
+    constant_flux : one sum of κ for the whole frame.
+    convolve : which image; "auto" takes the sharper one, by fwhm_new and fwhm_ref [pix].
+    ridge : λ, weight of the squared Laplacian, per unit of the noise; raised where the matrix would not be positive.
+    variance_new, variance_ref : (ny, nx) float, total variances [unit²].  Default: the sky noise of each image.
+    select : "sources": regions around sources significant in both images, without those that changed.  "all": every
+        good pixel, as it is: sources that changed must be in `mask`.
+
+    Returns
+    -------
+    KernelSolution
+        `background` refers to the images as given; its degree is higher than `background_degree` where κ's variation
+        and the sky of the convolved image need it.  Figures: sources_found, sources_used, regions_used, pixels_used,
+        passes, flux_scale and, with both variances, chi2 (per pixel, of the regions used).
+
+    Raises
+    ------
+    ValueError
+        Shapes that differ, a kernel too wide for the image, degrees, ridge or choices out of range, nothing to fit.
+    """
     xp = get_xp(new, ref)
     direction = _direction(convolve, fwhm_new, fwhm_ref)
     _check(new, ref, mask, variance_new, variance_ref, half_width, kernel_degree, background_degree, ridge, select)
@@ -40,8 +96,10 @@ def solve_sfft(
     else:
         regions = find_regions(pair.template, pair.target, pair.bad, pair.noise, half_width)
         if regions.n_sources == 0:
-            raise ValueError(f"solve_sfft: nothing to fit: of {int(regions.sources.sum())} sources seen in both images "
-                             "none is free of bad pixels")
+            found = int(regions.sources.sum())
+            raise ValueError("solve_sfft: nothing to fit: " + (
+                f"none of {found} sources in new and ref is free of mask and change" if found
+                else f"no source stands {CORE_SIGMA:g} sigma above the sky in both new and ref"))
         while kernel_degree > 0 and regions.n_sources < 2 * _count(kernel_degree):
             kernel_degree -= 1
     model = _Model(pair.grid, half_width, kernel_degree, background_degree, constant_flux, ridge)
@@ -69,8 +127,8 @@ def _check(new: Array, ref: Array, mask: Array | None, variance_new: Array | Non
         if array is not None and array.shape != new.shape:
             raise ValueError(f"solve_sfft: {name} must have the shape of new, {new.shape}, found {array.shape}")
     if half_width < 1 or 2 * (2 * half_width + 1) > min(new.shape):
-        raise ValueError(f"solve_sfft: half_width must be at least 1 and the kernel at most half the image {new.shape}, "
-                         f"found {half_width}")
+        raise ValueError(f"solve_sfft: half_width must be at least 1 and the kernel at most half the image "
+                         f"{new.shape}, found {half_width}")
     for name, degree in (("kernel_degree", kernel_degree), ("background_degree", background_degree)):
         if not 0 <= degree <= 4:
             raise ValueError(f"solve_sfft: {name} must be 0..4, found {degree}")
@@ -233,7 +291,7 @@ def _ridge(sums: Sums, model: _Model, trace: float) -> float:
     """
     unknowns = _count(model.degree) * (2 * model.width + 1) ** 2
     scatter = float(sums.noise[(0, 0)]) * 2 * (unknowns / max(float(sums.pixels), 1.0)) ** 0.5
-    return max(model.ridge, scatter / 20, 1e-10 * trace)
+    return float(max(model.ridge, scatter / 20, 1e-10 * trace))
 
 
 def _solve(sums: Sums, model: _Model, xp: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -323,8 +381,8 @@ def _total_background(pair: _Pair, model: _Model, planes: np.ndarray, background
     """B for the images as given: b + sky_target − κ ⊗ sky_template, an exact polynomial."""
     b, d = model.background_degree, model.degree
     degree = max(b, b - 1 + d if b else 0) if model.constant_flux else b + d
-    shape, w = pair.grid.shape, model.width
-    (xs, ys), n = pair.grid.scale, 2 * degree + 3
+    w, n = model.width, 2 * degree + 3
+    xs, ys = pair.grid.scale
     v, u = (a.ravel() for a in np.meshgrid(np.linspace(-1, 1, n), np.linspace(-1, 1, n), indexing="ij"))
     total = polynomials.terms(b, u, v) @ (background + pair.sky[1])
     kernels = np.tensordot(polynomials.terms(d, u, v), planes, axes=1)

@@ -7,6 +7,7 @@ A region is kept or dropped as a whole, so no border runs through the light of a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ FOOTPRINT_SIGMA = 3.0
 """Connected pixels above this in either image are its footprint."""
 CHANGE = 0.5
 """A group of connected pixels whose flux in one image is off by this fraction of the other's is not the same source."""
+HOLE = 2000
+"""Gaps between sources with fewer pixels belong to the region."""
 GUARD = 2
 """A bad pixel this close to a footprint [pix] drops the region; farther out it counts as sky."""
 KEPT_FRACTION = 0.3
@@ -42,17 +45,17 @@ class Grid:
         """(x_scale, y_scale)."""
         return self.shape[1] / 2, self.shape[0] / 2
 
-    def axes(self, xp: object = np, dtype: object = np.float64) -> tuple[Array, Array]:
+    def axes(self, xp: Any = np, dtype: Any = np.float64) -> tuple[Array, Array]:
         """u of the columns (nx,), v of the rows (ny,)."""
         (x0, y0), (xs, ys) = self.origin, self.scale
-        u = (xp.arange(self.shape[1]) - x0) / xs  # type: ignore[attr-defined]
-        v = (xp.arange(self.shape[0]) - y0) / ys  # type: ignore[attr-defined]
+        u = (xp.arange(self.shape[1]) - x0) / xs
+        v = (xp.arange(self.shape[0]) - y0) / ys
         return u.astype(dtype), v.astype(dtype)
 
-    def surface(self, degree: int, coefficients: np.ndarray, xp: object) -> Array:
+    def surface(self, degree: int, coefficients: np.ndarray, xp: Any) -> Array:
         """Polynomial over the frame, (ny, nx) float32."""
         u, v = self.axes(xp)
-        total = xp.zeros(self.shape, dtype=np.float32)  # type: ignore[attr-defined]
+        total = xp.zeros(self.shape, dtype=np.float32)
         for j in range(degree + 1):
             row = sum(float(c) * u**i for (i, jj), c in zip(polynomials.powers(degree), coefficients, strict=True)
                       if jj == j)
@@ -92,6 +95,7 @@ def sky(image: Array, bad: Array, degree: int, grid: Grid) -> tuple[np.ndarray, 
 
 
 def _clipped_surface(degree: int, u: np.ndarray, v: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Coefficients of a polynomial through levels at (u, v), 3-sigma clipped; a constant where there are few."""
     n_terms = len(polynomials.powers(degree))
     used = degree if len(level) >= 3 * n_terms else 0
     design = polynomials.terms(used, u, v)
@@ -149,7 +153,7 @@ def find_regions(template: Array, target: Array, bad: Array, noise: tuple[float,
     del segments, faint
     total = int(footprint.sum())
     for grow in dict.fromkeys((width, max(width // 2, 2), 2)):
-        labels, n = nd.label(_grow(footprint, grow, nd), structure=square)
+        labels, n = nd.label(_without_holes(_grow(footprint, grow, nd), nd), structure=square)
         dropped = xp.zeros(n + 1, dtype=bool)
         dropped[labels[foul]] = True
         dropped[0] = True
@@ -178,14 +182,22 @@ def _changed(template: Array, target: Array, segments: Array, n: int, with_core:
     return xp.abs(j - t) > CHANGE * xp.maximum(xp.abs(j), xp.abs(t)) + 5 * error
 
 
-def _grow(mask: Array, radius: int, nd: object) -> Array:
+def _grow(mask: Array, radius: int, nd: Any) -> Array:
     size = 2 * radius + 1
-    return nd.maximum_filter(mask.view(np.uint8), size=size, mode="constant").view(bool)  # type: ignore[attr-defined]
+    return nd.maximum_filter(mask.view(np.uint8), size=size, mode="constant").view(bool)
 
 
-def _first_label(labels: Array, cores: Array, n_cores: int, xp: object) -> Array:
+def _without_holes(mask: Array, nd: Any) -> Array:
+    """Gaps smaller than HOLE filled: every border inside a crowded field costs accuracy."""
+    xp = get_xp(mask)
+    labels, n = nd.label(~mask)
+    small = xp.bincount(labels.ravel(), minlength=n + 1) < HOLE
+    return mask | small[labels]
+
+
+def _first_label(labels: Array, cores: Array, n_cores: int, xp: Any) -> Array:
     """The region of every core."""
-    out = xp.zeros(n_cores + 1, dtype=labels.dtype)  # type: ignore[attr-defined]
+    out = xp.zeros(n_cores + 1, dtype=labels.dtype)
     inside = cores > 0
     out[cores[inside]] = labels[inside]
     return out[1:]

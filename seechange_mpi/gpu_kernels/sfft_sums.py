@@ -4,8 +4,8 @@ With Q_k = u^i v^j, template T, target J and weight M (T and J already multiplie
 
     C_k(Δ) = Σ_y Q_k(y) T(y) T(y + Δ),   D_k(s) = Σ_y Q_k(y) T(y) J(y + s),   E_k(s) = Σ_y Q_k(y) T(y) M(y + s)
 
-Only |Δ| ≤ 2 w and |s| ≤ w occur, so tiles with a halo of 2 w pixels give the sums exactly. The cross spectra of all tiles
-are added before one small inverse transform of each; the forward transforms are one of T, J, M and of each Q_k T.
+Only |Δ| ≤ 2 w and |s| ≤ w occur, so tiles with a halo of 2 w pixels give the sums exactly.  The cross spectra of all
+tiles are added before one small inverse transform of each; the forward transforms are one of T, J, M and of each Q_k T.
 """
 
 from __future__ import annotations
