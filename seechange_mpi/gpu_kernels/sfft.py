@@ -353,6 +353,8 @@ def _residuals(pair: _Pair, regions: Regions, model: _Model, tiling: Tiling, win
         v = tiling.convolve(windows.variance, squared, 0, tiles)[at].astype(np.float64)
     v = v + (pair.noise[1] ** 2 if pair.variances[1] is None else pair.variances[1][at])
 
+    v = xp.maximum(v, 1e-30)
+
     def total(values: Array) -> np.ndarray:
         return asnumpy(xp.bincount(labels, weights=values, minlength=n))
 

@@ -79,8 +79,9 @@ class Tiling:
         kernels = [centred_kernel(xp.asarray(p.astype(PRECISION)), (self.size, self.size)) for p in planes]
         out = xp.zeros((self.rows, c, self.columns, c), dtype=np.float32)
         for row, column in self.chunks(tiles, xp):
-            spectrum = rfft2(windows[row, column].astype(PRECISION))
             u, v = self.positions(row, column, xp)
+            row, column = xp.asarray(row), xp.asarray(column)
+            spectrum = rfft2(windows[row, column].astype(PRECISION))
             total: Any = 0.0
             for (i, j), kernel in zip(polynomials.powers(degree), kernels, strict=True):
                 part = irfft2(spectrum * kernel, (self.size, self.size))[:, h: h + c, h: h + c]
@@ -122,14 +123,15 @@ class Sums:
         xp, h, c = self.xp, self.tiling.halo, self.tiling.core
         inner = (slice(None), slice(h, h + c), slice(h, h + c))
         weights = self.tiling.windows(weight)
-        powers = set(self.tt) | set(self.tm) | set(self.mm)
+        powers = sorted(set(self.tt) | set(self.tm))
         for row, column in self.tiling.chunks(tiles, xp):
+            u, v = self.tiling.positions(row, column, xp)
+            row, column = xp.asarray(row), xp.asarray(column)
             m = weights[row, column].astype(PRECISION)
             t, j = windows.template[row, column] * m, windows.target[row, column] * m
             variance = windows.noise**2 if windows.variance is None else windows.variance[row, column][inner]
             m2 = m[inner] ** 2
             self.pixels = self.pixels + sign * xp.count_nonzero(m2)
-            u, v = self.tiling.positions(row, column, xp)
             self._moments(u, v, m2, m[inner] * j[inner], m2 * variance, sign)
             right = rfft2(t), rfft2(j), rfft2(m)
             left = xp.zeros_like(t)
