@@ -1,0 +1,170 @@
+"""S_corr has unit variance: on empty sky and on static stars, over seeing, gain, sky, shapes and masks; its peaks."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.ndimage
+from kernel_truth import METHODS, Paper, Profile, field_pair, grid_positions, local_maxima, say
+
+from seechange_mpi.gpu_kernels.stats import mad_std
+
+SEEING = (0.5, 0.8, 1.0, 1.4, 2.0)
+GAINS = (0.5, 1.6, 8.0)
+SKIES = (10.0, 200.0, 1e4)
+"""Sky of the new image [e-]; the reference has 0.75 of it."""
+
+
+@pytest.fixture(params=sorted(METHODS))
+def subtract(request):
+    return METHODS[request.param]
+
+
+def grid_case(seed, shape, seeing, gain, sky_e, *, shifted=False):
+    """Pair with static stars in its left 40 %, empty sky at the right, masked columns, blocks and pixels in both."""
+    rng = np.random.default_rng(seed)
+    fwhm = (3.5 * np.sqrt(seeing), 3.5 / np.sqrt(seeing))
+    ny, nx = shape
+    split = int(0.4 * nx)
+    x, y = grid_positions(rng, (ny, split), 40)
+    peak = min(Profile(w).stamp.max() for w in fwhm)
+    # the brightest star peaks at up to 50 × sky, each decade of flux equally populated
+    flux = 50 * sky_e / gain / peak * 10 ** rng.uniform(-2, 0, len(x))
+    pair = field_pair(rng, shape, gain=gain, sky=(sky_e / gain, 0.75 * sky_e / gain), fwhm=fwhm,
+                      read_noise=3.0 if sky_e < 50 else 7.0, stars=(x, y, flux), shifted=shifted)
+    mask = pair.mask
+    for column in rng.integers(0, nx, 4):
+        mask[: ny // 2, column] = True
+    for _ in range(6):
+        j, i = rng.integers(0, ny - 30), rng.integers(0, nx - 30)
+        mask[j: j + rng.integers(3, 30), i: i + rng.integers(3, 30)] = True
+    mask |= rng.uniform(size=shape) < 2e-4
+    pair.new[mask] = 1e6
+    empty = np.zeros(shape, bool)
+    empty[:, split + 2 * 41:] = True
+    v_n, v_r = pair.noise_new**2, pair.noise_ref**2
+    bright = (pair.signal_new / gain > v_n) | (pair.signal_ref / gain > v_r)
+    # stars cut by the mask are another matter: test_stars_cut_by_the_mask
+    away = scipy.ndimage.distance_transform_edt(~mask) > 12
+    return pair, empty & ~mask, bright & away
+
+
+def check_case(subtract, pair, empty, bright, empty_tolerance, bright_tolerance=0.1):
+    score = subtract(pair).score_corr
+    assert np.isnan(score[pair.mask]).all()
+    assert np.isfinite(score[~pair.mask]).all()
+    on_sky, on_stars = score[empty], score[bright]
+    assert abs(np.mean(on_sky)) < empty_tolerance
+    assert np.std(on_sky) == pytest.approx(1, abs=empty_tolerance)
+    assert np.std(on_stars) == pytest.approx(1, abs=bright_tolerance)
+    return on_sky, on_stars
+
+
+def pooled(parts):
+    values = np.concatenate(parts)
+    return float(np.std(values)), float(mad_std(values)), float(np.mean(values**3))
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["own grid", "warped"])
+def test_unit_variance(subtract, shifted):
+    """A Latin square of the grid; the figures of all cases together are ten times as sharp as of one."""
+    cases = [(0.5, 0.5, 1e4), (0.8, 1.6, 10.0), (1.0, 8.0, 200.0), (1.4, 0.5, 200.0), (2.0, 1.6, 1e4), (2.0, 8.0, 10.0)]
+    sky, stars = [], []
+    for k, (seeing, gain, sky_e) in enumerate(cases[::2] if shifted else cases):
+        shape = (480 + k % 2, 801 + k % 3)
+        pair, empty, bright = grid_case(50 + k, shape, seeing, gain, sky_e, shifted=shifted)
+        a, b = check_case(lambda p: p.subtract(subtract), pair, empty, bright, 0.06, 0.15)
+        sky.append(a)
+        stars.append(b)
+    std, mad, _ = pooled(sky)
+    assert std == pytest.approx(1, abs=0.02)
+    assert mad == pytest.approx(1, abs=0.025)
+    assert pooled(stars)[0] == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shifted", [False, True], ids=["own grid", "warped"])
+def test_unit_variance_grid(subtract, shifted):
+    """All of seeing × gain × sky, and the figures of each sky together."""
+    sky = {s: [] for s in SKIES}
+    stars = {s: [] for s in SKIES}
+    worst = 0.0
+    for k, (seeing, gain, sky_e) in enumerate(itertools.product(SEEING, GAINS, SKIES)):
+        shape = (1000 + k % 2, 1600 + k % 3)
+        pair, empty, bright = grid_case(100 + k, shape, seeing, gain, sky_e, shifted=shifted)
+        a, b = check_case(lambda p: p.subtract(subtract), pair, empty, bright, 0.03)
+        worst = max(worst, abs(float(np.std(a)) - 1))
+        sky[sky_e].append(a)
+        stars[sky_e].append(b)
+    say(f"S_corr, {'warped' if shifted else 'own grid'}: worst |std - 1| of one case {worst:.4f}")
+    for s in SKIES:
+        std, mad, skew = pooled(sky[s])
+        say(f"  sky {s:7.0f} e-: empty std {std:.4f} MAD {mad:.4f} third moment {skew:+.4f}, "
+              f"stars std {pooled(stars[s])[0]:.4f}")
+        assert std == pytest.approx(1, abs=0.02)
+        assert mad == pytest.approx(1, abs=0.02)
+        assert pooled(stars[s])[0] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.xfail(reason="masked pixels count as zero, so a star crossed by a bad column leaves a residual",
+                   strict=False)
+def test_stars_cut_by_the_mask(subtract):
+    """S_corr keeps unit variance beside masked pixels on stars that peak at up to 50 × sky."""
+    pair, _, _ = grid_case(51, (481, 800), 1.4, 1.6, 200.0)
+    distance = scipy.ndimage.distance_transform_edt(~pair.mask)
+    bright = pair.signal_new / pair.gain > pair.noise_new**2
+    score = pair.subtract(subtract).score_corr
+    beside = score[bright & (distance > 0) & (distance <= 5)]
+    assert np.std(beside) == pytest.approx(1, abs=0.3)
+
+
+def count_peaks(subtract, shape, n, seed, thresholds):
+    """Local maxima of ± S_corr of empty sky, and of as much equally filtered white noise."""
+    rng = np.random.default_rng(seed)
+    pair = field_pair(rng, (64, 64))
+    size = tuple(m + 60 for m in shape)
+    paper = Paper(size, pair.psf_new, pair.psf_ref, pair.noise_new, pair.noise_ref, 0.9, 1.0, np.complex64)
+    matched = np.abs(paper.p_n * paper.p_r) / np.sqrt(paper.den)
+    matched /= np.sqrt(np.mean(matched**2, dtype=float))
+    half = matched[:, : size[1] // 2 + 1].astype(np.float32)
+    counts = np.zeros((2, len(thresholds)), int)
+    for _ in range(n):
+        new, ref = (np.float32(s) * rng.standard_normal(shape, dtype=np.float32)
+                    for s in (pair.noise_new, pair.noise_ref))
+        flat = {"variance_new": np.full(shape, pair.noise_new**2, np.float32),
+                "variance_ref": np.full(shape, pair.noise_ref**2, np.float32)}
+        score = subtract(new, ref, pair.psf_new, pair.psf_ref, noise_new=pair.noise_new, noise_ref=pair.noise_ref,
+                         flux_new=0.9, flux_ref=1.0, **flat).score_corr
+        white = rng.standard_normal(size, dtype=np.float32)
+        white = Paper.filter_real(white, half)[: shape[0], : shape[1]]
+        for k, image in enumerate((score, white)):
+            for sign in (1, -1):
+                y, x = local_maxima(sign * image, min(thresholds))
+                counts[k] += [(sign * image[y, x] >= t).sum() for t in thresholds]
+    return counts
+
+
+def assert_like_white(counts):
+    """Two Poisson counts of equal mean within 3 sigma."""
+    for ours, white in counts.T:
+        assert abs(int(ours) - int(white)) <= 3 * np.sqrt(ours + white), counts
+
+
+def test_peaks_of_empty_sky(subtract):
+    """4 sigma peaks, of both signs, in 5 million pixels are those of white noise."""
+    counts = count_peaks(subtract, (1184, 2096), 2, 11, (3.5, 4.0))
+    assert counts[1, 1] > 50
+    assert_like_white(counts)
+
+
+@pytest.mark.slow
+def test_peaks_of_much_empty_sky(subtract):
+    """4 and 5 sigma peaks of each 2.0e8 pixels."""
+    shape, n = (2048, 4096), 24
+    counts = count_peaks(subtract, shape, n, 12, (4.0, 5.0))
+    pixels = n * shape[0] * shape[1]
+    say(f"local maxima of both signs in {pixels:.2e} px: > 4 sigma {counts[0, 0]} (white noise {counts[1, 0]}), "
+          f"> 5 sigma {counts[0, 1]} ({counts[1, 1]}); > 5 sigma per sign and 2048 x 4096: {counts[0, 1] / n / 2:.2f}")
+    assert_like_white(counts)
