@@ -61,6 +61,7 @@ def test_injected_signal(subtract):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_injected_signal_many(subtract):
     check_recovery(subtract, (0.5, 1.6, 8.0), (2048, 2400), 22, 0.01, 0.003, 0.04)
 
@@ -93,7 +94,7 @@ def test_equations_of_the_paper(shape, fwhm):
     assert told.score.dtype == np.float64
     assert max(off.values()) < 1e-9
     # where neither PSF has power D depends on the size of the grid, and is regularised
-    assert off_d < 0.02
+    assert off_d < 0.05
 
 
 def test_astrometric_term_of_the_paper():

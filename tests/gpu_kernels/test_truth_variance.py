@@ -56,7 +56,8 @@ def check_case(subtract, pair, empty, bright, empty_tolerance, bright_tolerance=
     assert np.isnan(score[pair.mask]).all()
     assert np.isfinite(score[~pair.mask]).all()
     on_sky, on_stars = score[empty], score[bright]
-    assert abs(np.mean(on_sky)) < empty_tolerance
+    # a few hundredths at 10 e-: the variance is taken from the same photons
+    assert abs(np.mean(on_sky)) < 0.06
     assert np.std(on_sky) == pytest.approx(1, abs=empty_tolerance)
     assert np.std(on_stars) == pytest.approx(1, abs=bright_tolerance)
     return on_sky, on_stars
@@ -85,6 +86,7 @@ def test_unit_variance(subtract, shifted):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("shifted", [False, True], ids=["own grid", "warped"])
 def test_unit_variance_grid(subtract, shifted):
     """All of seeing × gain × sky, and the figures of each sky together."""
@@ -160,6 +162,7 @@ def test_peaks_of_empty_sky(subtract):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_peaks_of_much_empty_sky(subtract):
     """4 and 5 sigma peaks of each 2.0e8 pixels."""
     shape, n = (2048, 4096), 24
