@@ -94,7 +94,7 @@ def test_unit_variance_grid(subtract, shifted):
     stars = {s: [] for s in SKIES}
     worst = 0.0
     for k, (seeing, gain, sky_e) in enumerate(itertools.product(SEEING, GAINS, SKIES)):
-        shape = (1000 + k % 2, 1600 + k % 3)
+        shape = (800 + k % 2, 1300 + k % 3)
         pair, empty, bright = grid_case(100 + k, shape, seeing, gain, sky_e, shifted=shifted)
         a, b = check_case(lambda p: p.subtract(subtract), pair, empty, bright, 0.03)
         worst = max(worst, abs(float(np.std(a)) - 1))
