@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kernel_truth import moffat
+from scipy.ndimage import binary_dilation
 
 from seechange_mpi.gpu_kernels import background as bg
+from seechange_mpi.gpu_kernels.cosmicray import detect_cosmics, laplacian
 from seechange_mpi.gpu_kernels.stats import ClippedStats, SortedRows, clipped, mad_std, truncated_variance
 
 
@@ -292,3 +294,106 @@ def test_rows_are_clipped_together_like_one_by_one(device):
 def test_rows_need_whole_blocks():
     with pytest.raises(ValueError, match="multiple of 64, found 100"):
         SortedRows.take(np.zeros((2, 100), np.float32))
+
+
+# ---------------------------------------------------------------- cosmic rays
+
+
+def test_laplacian_is_that_of_the_subsampled_image(device):
+    rng = np.random.default_rng(17)
+    data = rng.normal(0, 1, (31, 40)).astype(np.float32)
+    fine = np.pad(np.kron(data, np.ones((2, 2))), 1, mode="edge")
+    second = 4 * fine[1:-1, 1:-1] - fine[:-2, 1:-1] - fine[2:, 1:-1] - fine[1:-1, :-2] - fine[1:-1, 2:]
+    expected = np.maximum(second, 0).reshape(31, 2, 40, 2).mean(axis=(1, 3))
+    out = device.asnumpy(laplacian(device.asarray(data)))
+    assert out.dtype == np.float32
+    assert np.abs(out - expected).max() < 1e-5
+    lone = np.zeros((9, 9), np.float32)
+    lone[4, 4] = 3
+    assert laplacian(lone)[4, 4] == 6
+
+
+def tracks(rng, shape, n):
+    """Deposits of n straight tracks of 1 to about 30 pixels."""
+    hits = np.zeros(shape)
+    for _ in range(n):
+        y, x, angle = rng.uniform(5, shape[0] - 5), rng.uniform(5, shape[1] - 5), rng.uniform(0, np.pi)
+        length, depth = 1 + rng.exponential(8), rng.lognormal(np.log(600), 0.8)
+        t = np.arange(0, length, 0.125)
+        j, i = (y + t * np.sin(angle)).astype(int), (x + t * np.cos(angle)).astype(int)
+        inside = (j < shape[0]) & (i >= 0) & (i < shape[1])
+        np.add.at(hits, (j[inside], i[inside]), depth * length / t.size)
+    return hits
+
+
+def exposure(fwhm, seed, shape=(800, 700), rays=60):
+    """Return data, variance, clean image and deposits: stars, sky noise, read noise and cosmic rays."""
+    rng = np.random.default_rng(seed)
+    clean = np.zeros(shape)
+    scatter(rng, clean, clean.size // 1000, fwhm, 300, 1e6, 41)
+    hits = tracks(rng, shape, rays)
+    data = rng.poisson(clean + 100) - 100 + rng.normal(0, 5, shape) + hits
+    return data.astype(np.float32), (np.maximum(data, 0) + 125).astype(np.float32), clean, hits
+
+
+@pytest.mark.parametrize(("fwhm", "complete"), [(2.0, 0.93), (2.5, 0.95), (4.0, 0.95)])
+def test_completeness_and_purity_of_cosmic_rays(fwhm, complete):
+    """Pixels hit by more than 5 sigma to 95 %, no more than ten per million away from hits, no star's core."""
+    got = total = false = pixels = 0
+    for seed in (18, 19):
+        data, variance, clean, hits = exposure(fwhm, seed)
+        noise = np.sqrt(clean + 125)
+        found = detect_cosmics(data, variance, np.zeros(data.shape, bool))
+        strong = hits > 5 * noise
+        near = binary_dilation(hits > noise, np.ones((3, 3)))
+        got, total = got + (found & strong).sum(), total + strong.sum()
+        false, pixels = false + (found & ~near).sum(), pixels + found.size
+        assert not (found & ~near & (clean > 30 * noise)).any()
+    assert got > complete * total
+    assert false < 10e-6 * pixels
+
+
+def test_device_finds_the_same_cosmic_rays(device):
+    data, variance, _, hits = exposure(3.0, 20, (300, 260), 25)
+    data[:3] += hits[100:103]  # at the edge
+    mask = np.zeros(data.shape, bool)
+    mask[200, 40:90] = True
+    data[200, 40:90] = 1e5
+    data[50, 60] = np.nan
+    before = data.copy()
+    arrays = [device.asarray(a) for a in (data, variance, mask)]
+    found = device.asnumpy(detect_cosmics(*arrays))
+    assert found.dtype == bool
+    assert np.array_equal(found, detect_cosmics(data, variance, mask))
+    assert not found[mask].any()
+    assert not found[50, 60]
+    assert np.array_equal(device.asnumpy(arrays[0]), before, equal_nan=True)
+    assert found.sum() > 50
+    assert not device.asnumpy(detect_cosmics(device.asarray(np.zeros((40, 50), np.float32)), *[
+        device.asarray(a[:40, :50]) for a in (variance, mask)])).any()
+
+
+def test_a_lone_pixel_counts_by_its_own_significance():
+    """At 5 sigma of the noise around it, whatever its own variance; its neighbours stay."""
+    data = np.zeros((60, 60), np.float32)
+    data[10, 10], data[30, 30], data[45, 20] = 5.2 * 3, 4.8 * 3, 1000
+    variance = np.maximum(data, 0) + np.float32(9)
+    found = detect_cosmics(data, variance, np.zeros(data.shape, bool))
+    assert np.argwhere(found).tolist() == [[10, 10], [45, 20]]
+    assert not detect_cosmics(data, variance, np.ones(data.shape, bool)).any()
+
+
+def test_neighbours_of_a_hit_need_half_and_later_passes_finish_a_blob():
+    data = np.zeros((40, 40), np.float32)
+    data[20, 20], data[20, 21] = 100, 14
+    variance = np.full(data.shape, 16, np.float32)
+    none = np.zeros(data.shape, bool)
+    assert np.argwhere(detect_cosmics(data, variance, none, iterations=1)).tolist() == [[20, 20]]
+    assert np.argwhere(detect_cosmics(data, variance, none, iterations=3)).tolist() == [[20, 20]]
+    data[20, 21] = 60
+    assert np.argwhere(detect_cosmics(data, variance, none, iterations=3)).tolist() == [[20, 20], [20, 21]]
+    blob = np.zeros((40, 40), np.float32)
+    blob[18:21, 18:21] = 400
+    once, thrice = (detect_cosmics(blob, variance, none, contrast=0.5, iterations=k) for k in (1, 3))
+    assert once.sum() < 9
+    assert np.argwhere(thrice).tolist() == [[j, i] for j in (18, 19, 20) for i in (18, 19, 20)]
