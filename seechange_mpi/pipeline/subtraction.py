@@ -11,9 +11,10 @@ import scipy.ndimage
 
 from seechange_mpi.config.parameters import Parameters, par
 from seechange_mpi.gpu_kernels.backend import Array, asnumpy, to_backend
+from seechange_mpi.gpu_kernels.device import with_fallback
+from seechange_mpi.gpu_kernels.methods import METHODS
 from seechange_mpi.gpu_kernels.stats import mad_std
 from seechange_mpi.gpu_kernels.subtraction import Subtraction
-from seechange_mpi.gpu_kernels.zogy import zogy_subtract
 from seechange_mpi.model.errors import AlgorithmError, BadInput
 from seechange_mpi.model.flags import PixelFlag
 from seechange_mpi.model.products import F32, Image, Reference, SectionProducts, SubImage
@@ -26,7 +27,11 @@ class SubtractionParameters(Parameters):
     """Parameters of `Subtractor`."""
 
     section = "subtraction"
-    method: Literal["zogy"] = par("zogy", "zogy: proper image subtraction")
+    method: Literal["zogy", "alard_lupton", "sfft"] = par(
+        "zogy", "zogy: proper image subtraction; alard_lupton, sfft: a matching kernel, fitted to stars, of Gaussians "
+                "or of single pixels")
+    kernel_degree: int = par(1, "alard_lupton and sfft: degree of the kernel's polynomial in position; lowered when "
+                                "stars are few", ge=0, le=3)
     allow_other_filter: bool = par(False, "accept a reference in another filter (stars leave residuals)")
     match_radius_pix: float = par(3.0, "largest distance of a star to its counterpart in the reference, after both "
                                        "WCS", unit="pix", gt=0)
@@ -78,7 +83,8 @@ class Subtractor(Step[SubtractionParameters]):
         flags = image.flags | ref.flags
         flags[bad & (flags == 0)] |= np.uint16(PixelFlag.ZERO_WEIGHT)
         good = ~bad
-        metrics = {
+        metrics = {f"kernel_{k}": v for k, v in result.solution.figures.items()} if result.solution else {}
+        metrics |= {
             "flux_ratio": ref.flux_ratio, "flux_ratio_scatter": ref.ratio_scatter, "flux_ratio_stars": ref.n_ratio,
             "flux_ratio_over_zero_points": ref.flux_ratio / zero_point_ratio,
             "registration_shift_pix": registration.shift, "sigma_x_pix": registration.sigma_x,
@@ -116,13 +122,20 @@ class Subtractor(Step[SubtractionParameters]):
         variance = (rms**2 + data / np.float32(new.image.gain)).astype(np.float32)
         ratio = np.float32(ref.flux_ratio)
         least = self.pars.min_astrometric_sigma
-        result = zogy_subtract(
-            to_backend(data), to_backend(ref.data),
-            lambda x, y: centre_stamp(new_psf, x, y), lambda x, y: centre_stamp(ref.psf, x, y),
-            noise_new=_at(rms, shape), noise_ref=_at(ref.rms, shape), flux_new=1.0, flux_ref=float(1 / ratio),
-            variance_new=to_backend(variance), variance_ref=to_backend(ref.variance),
-            sigma_x=max(registration.sigma_x, least), sigma_y=max(registration.sigma_y, least), mask=to_backend(bad),
-            tile=self.pars.tile_size)
+        options = {} if self.pars.method == "zogy" else {"kernel_degree": self.pars.kernel_degree}
+
+        def subtract(put: Callable[[npt.NDArray[np.generic]], Array]) -> Subtraction:
+            return METHODS[self.pars.method](
+                put(data), put(ref.data), lambda x, y: centre_stamp(new_psf, x, y),
+                lambda x, y: centre_stamp(ref.psf, x, y), noise_new=_at(rms, shape), noise_ref=_at(ref.rms, shape),
+                flux_new=1.0, flux_ref=float(1 / ratio), variance_new=put(variance), variance_ref=put(ref.variance),
+                sigma_x=max(registration.sigma_x, least), sigma_y=max(registration.sigma_y, least), mask=put(bad),
+                tile=self.pars.tile_size, **options)
+
+        try:
+            result = with_fallback("subtraction", lambda: subtract(to_backend), lambda: subtract(np.asarray))
+        except ValueError as err:
+            raise AlgorithmError("subtraction", str(err)) from None
         quiet = rms**2 + (ref.rms * ratio) ** 2
         local = np.maximum(variance + ref.variance * ratio**2, 0.25 * quiet)
         return result, np.where(bad, 0, 1 / local).astype(np.float32)

@@ -1,0 +1,119 @@
+"""The subtraction methods behind one call: the same arguments, the same result, chosen by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from seechange_mpi.gpu_kernels import checks
+from seechange_mpi.gpu_kernels.alard_lupton import solve_alard_lupton
+from seechange_mpi.gpu_kernels.backend import Array
+from seechange_mpi.gpu_kernels.matched import matched_subtract
+from seechange_mpi.gpu_kernels.psf_model import fwhm_of
+from seechange_mpi.gpu_kernels.sfft import solve_sfft
+from seechange_mpi.gpu_kernels.subtraction import Subtraction
+from seechange_mpi.gpu_kernels.zogy import zogy_subtract
+
+PSFArgument = Array | Callable[[float, float], Array]
+NoiseArgument = float | Callable[[float, float], float]
+
+
+class Method(Protocol):
+    """What every subtraction method takes; see `zogy.zogy_subtract` for the meaning."""
+
+    def __call__(
+        self, new: Array, ref: Array, psf_new: PSFArgument, psf_ref: PSFArgument, *, noise_new: NoiseArgument,
+        noise_ref: NoiseArgument, flux_new: float = 1.0, flux_ref: float = 1.0, variance_new: Array | None = None,
+        variance_ref: Array | None = None, sigma_x: float = 0.0, sigma_y: float = 0.0, mask: Array | None = None,
+        tile: int | None = None,
+    ) -> Subtraction:
+        """Subtract `ref` from `new`."""
+        ...
+
+
+def alard_lupton_subtract(
+    new: Array, ref: Array, psf_new: PSFArgument, psf_ref: PSFArgument, *, noise_new: NoiseArgument,
+    noise_ref: NoiseArgument, flux_new: float = 1.0, flux_ref: float = 1.0, variance_new: Array | None = None,
+    variance_ref: Array | None = None, sigma_x: float = 0.0, sigma_y: float = 0.0, mask: Array | None = None,
+    tile: int | None = None, decorrelate: bool = True, kernel_degree: int = 2, background_degree: int = 1,
+    **solver: Any,
+) -> Subtraction:
+    """Subtract with the kernel of Alard & Lupton (1998), decorrelated, with a score of unit variance.
+
+    Parameters
+    ----------
+    new, ref, psf_new, psf_ref, noise_new, noise_ref, flux_new, variance_new, variance_ref, sigma_x, sigma_y, mask, tile
+        As `zogy.zogy_subtract`.
+    flux_ref : not used: the kernel finds the flux ratio (``solution.flux_scale``).
+    decorrelate : False leaves ``difference`` the plain difference over its rms, with noise that κ correlates.
+    kernel_degree, background_degree, **solver : see `alard_lupton.solve_alard_lupton`.
+
+    Raises
+    ------
+    ValueError
+        As `zogy.zogy_subtract` and `alard_lupton.solve_alard_lupton`.
+    """
+    name = "alard_lupton_subtract"
+    noise, fwhm = _noise_and_fwhm(name, new, ref, (psf_new, psf_ref), (noise_new, noise_ref))
+    v_n = new + noise[0] ** 2 if variance_new is None else variance_new
+    v_r = ref + noise[1] ** 2 if variance_ref is None else variance_ref
+    solution = solve_alard_lupton(
+        new, ref, variance_new=v_n, variance_ref=v_r, mask=mask, fwhm_new=fwhm[0], fwhm_ref=fwhm[1],
+        kernel_degree=kernel_degree, background_degree=background_degree, **solver)
+    return matched_subtract(
+        new, ref, psf_new, solution, noise_new=noise_new, noise_ref=noise_ref, flux_new=flux_new, variance_new=v_n,
+        variance_ref=v_r, sigma_x=sigma_x, sigma_y=sigma_y, mask=mask, decorrelate=decorrelate, tile=tile, name=name)
+
+
+def sfft_subtract(
+    new: Array, ref: Array, psf_new: PSFArgument, psf_ref: PSFArgument, *, noise_new: NoiseArgument,
+    noise_ref: NoiseArgument, flux_new: float = 1.0, flux_ref: float = 1.0, variance_new: Array | None = None,
+    variance_ref: Array | None = None, sigma_x: float = 0.0, sigma_y: float = 0.0, mask: Array | None = None,
+    tile: int | None = None, decorrelate: bool = True, kernel_degree: int = 1, background_degree: int = 1,
+    half_width: int | None = None, **solver: Any,
+) -> Subtraction:
+    """Subtract with the delta-function kernel of SFFT (Hu et al. 2022), decorrelated, with a score of unit variance.
+
+    Parameters
+    ----------
+    new, ref, psf_new, psf_ref, noise_new, noise_ref, flux_new, variance_new, variance_ref, sigma_x, sigma_y, mask, tile
+        As `zogy.zogy_subtract`.
+    flux_ref : not used: the kernel finds the flux ratio (``solution.flux_scale``).
+    decorrelate : False leaves ``difference`` the plain difference over its rms, with noise that κ correlates.
+    half_width : of the kernel [pix]; default twice the larger FWHM, 5 to 12.
+    kernel_degree, background_degree, **solver : see `sfft.solve_sfft`; ``convolve`` is "auto" here.
+
+    Raises
+    ------
+    ValueError
+        As `zogy.zogy_subtract` and `sfft.solve_sfft`.
+    """
+    name = "sfft_subtract"
+    noise, fwhm = _noise_and_fwhm(name, new, ref, (psf_new, psf_ref), (noise_new, noise_ref))
+    v_n = new + noise[0] ** 2 if variance_new is None else variance_new
+    v_r = ref + noise[1] ** 2 if variance_ref is None else variance_ref
+    width = half_width if half_width is not None else min(12, max(5, round(2 * max(fwhm))))
+    solution = solve_sfft(
+        new, ref, mask=mask, half_width=width, kernel_degree=kernel_degree, background_degree=background_degree,
+        **{"convolve": "auto", "fwhm_new": fwhm[0], "fwhm_ref": fwhm[1], "variance_new": v_n, "variance_ref": v_r,
+           **solver})
+    return matched_subtract(
+        new, ref, psf_new, solution, noise_new=noise_new, noise_ref=noise_ref, flux_new=flux_new, variance_new=v_n,
+        variance_ref=v_r, sigma_x=sigma_x, sigma_y=sigma_y, mask=mask, decorrelate=decorrelate, tile=tile, name=name)
+
+
+METHODS: dict[str, Method] = {
+    "zogy": zogy_subtract, "alard_lupton": alard_lupton_subtract, "sfft": sfft_subtract}
+"""By the name that the configuration uses."""
+
+
+def _noise_and_fwhm(name: str, new: Array, ref: Array, psfs: tuple[PSFArgument, PSFArgument],
+                    noises: tuple[NoiseArgument, NoiseArgument]) -> tuple[list[float], list[float]]:
+    """Noise and FWHM of both images at the centre of the frame, arguments checked."""
+    checks.image_pair(name, new, ref)
+    x, y = (new.shape[1] - 1) / 2, (new.shape[0] - 1) / 2
+    noise = [checks.noise_of(name, key, value)(x, y)
+             for key, value in zip(("noise_new", "noise_ref"), noises, strict=True)]
+    fwhm = [float(fwhm_of(checks.psf_of(name, key, psf, new.shape)(x, y)))
+            for key, psf in zip(("psf_new", "psf_ref"), psfs, strict=True)]
+    return noise, fwhm
