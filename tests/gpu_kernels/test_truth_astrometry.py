@@ -46,8 +46,10 @@ def test_recipe_with_jitter(subtract):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_recipe_many_seeds(subtract):
-    """Purity ≥ 0.98, completeness ≥ 0.82 at 5 σ over 12 frames, noise peaks included: 1.2 a frame are
-    expected (`test_peaks_of_much_empty_sky`), which alone makes purity 0.98."""
+    """Purity ≥ 0.98 and completeness ≥ 0.82 at 5 σ over 12 frames.
+
+    Noise peaks are included: 1.2 a frame are expected (`test_peaks_of_much_empty_sky`), which alone makes 0.98.
+    """
     shape = (2048, 4096)
     (ideal,) = census(subtract, range(1, 5), shape, (0.0, 0.0), 0.0)
     say(f"no jitter, 4 seeds: {ideal}")
