@@ -3,8 +3,8 @@ AL00).
 
 Minimises Σ [κ(x, y) ⊗ T + B(x, y) − I]² / V over stamps around stars, κ = Σ_n a_n(x, y) φ_n, φ = exp(−r²/2σ²) u^i v^j,
 a_n polynomials of the position. κ is constant inside a stamp, so that every stamp gives one normal matrix and the
-matrix of the frame is their sum with polynomial weights (AL00, section 2). All φ but φ_0 sum to zero and the
-coefficient of φ_0 does not vary: Σκ, the flux scale, is one number (AL00, section 3).
+matrix of the frame is their sum with polynomial weights (AL00). All φ but φ_0 sum to zero and the
+coefficient of φ_0 does not vary: Σκ, the flux scale, is one number (AL00).
 
 The noise of T adds to the normal matrix, so that plain least squares makes κ smoother and Σκ smaller than they are
 (for images of one FWHM: residuals of 5 % of the peak of bright stars). The last solution takes that noise out.
@@ -147,8 +147,8 @@ def _prepare(shape: tuple[int, int], fwhm: dict[str, float], half_width: int | N
     if min(shape) < size + 2 * half_width:
         raise ValueError(f"{_NAME}: no stamp of {size + 2 * half_width} pixels fits into new of shape {shape}")
     return Setup(basis, half_width, min(half_width, int(np.ceil(2 * sigma_m))), size, kernel_degree,
-                  background_degree, constant_flux, clip_sigma, iterations,
-                  ((nx - 1) / 2, (ny - 1) / 2, nx / 2, ny / 2))
+                 background_degree, constant_flux, clip_sigma, iterations,
+                 ((nx - 1) / 2, (ny - 1) / 2, nx / 2, ny / 2))
 
 
 def _directions(convolve: str, fwhm: dict[str, float]) -> tuple[Literal["ref", "new"], ...]:

@@ -19,6 +19,7 @@ from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
 STAMPS_PER_TERM = 3
 """Stamps that each term of a polynomial of the position asks for."""
 
+_CHUNK = 16
 _RIDGE = 1e-10
 _FLUX_FLOOR = 0.003
 _LEAST_SIGNAL = 0.3
@@ -73,11 +74,16 @@ class Normal:
         n, size = len(stamps.x), setup.size
         factors, runs = als.basis_functions(setup.basis, setup.half_width)
         transform, self.images = als.flux_constant_transform(factors, runs)
-        raw = als.convolve_basis(stamps.cuts, factors, runs, size).reshape(n, -1, size * size)
         self.background_degree = _lowered(setup.background_degree, n)
         background = als.background_columns(stamps.x, stamps.y, size, self.background_degree, setup.frame, xp)
         self.n_kernel = len(transform)
-        self.columns = xp.concatenate([xp.asarray(transform) @ raw, background.reshape(n, -1, size * size)], axis=1)
+        self.columns = xp.empty((n, self.n_kernel + background.shape[1], size * size))
+        self.columns[:, self.n_kernel :] = background.reshape(n, -1, size * size)
+        self.chunks = [slice(i, i + _CHUNK) for i in range(0, n, _CHUNK)] if xp is np else [slice(0, n)]
+        combine = xp.asarray(transform)
+        for part in self.chunks:
+            raw = als.convolve_basis(stamps.cuts[part], factors, runs, size)
+            self.columns[part, : self.n_kernel] = combine @ raw.reshape(len(raw), -1, size * size)
         self.target = stamps.target.reshape(n, -1)
         self.good = stamps.good.reshape(n, -1).astype(xp.float64)
         self.pixels = self.good.sum(axis=1)
@@ -91,9 +97,12 @@ class Normal:
     def weigh(self, variance: Array) -> None:
         """Set the weights and sum the stamps' matrices."""
         self.set_weights(variance)
-        weighted = self.columns * self.weight[:, None, :]
-        self.matrices = weighted @ self.columns.transpose(0, 2, 1)
-        self.vectors = (weighted @ self.target[:, :, None])[:, :, 0]
+        n, k, _ = self.columns.shape
+        self.matrices, self.vectors = self.xp.empty((n, k, k)), self.xp.empty((n, k))
+        for part in self.chunks:
+            weighted = self.columns[part] * self.weight[part, None, :]
+            self.matrices[part] = weighted @ self.columns[part].transpose(0, 2, 1)
+            self.vectors[part] = (weighted @ self.target[part, :, None])[:, :, 0]
 
     def _blocks(self, products: Array, matrices: Array, terms: int) -> np.ndarray:
         """Sum (n, a·a) matrices with the weights t_p t_q, (n, terms²), into the (terms·a)² matrix of the frame."""

@@ -121,7 +121,7 @@ def basis_functions(basis: Basis, half_width: int) -> tuple[np.ndarray, list[tup
 
 def flux_constant_transform(factors: np.ndarray,
                             runs: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Combine AL98's functions into φ_0 of unit sum and orthonormal functions of zero sum (AL00, section 3).
+    """Combine AL98's functions into φ_0 of unit sum and orthonormal functions of zero sum (AL00).
 
     Combinations that are linearly dependent on the pixel grid (Gaussians narrower than a pixel) are left out.
 
