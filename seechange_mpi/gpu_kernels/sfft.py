@@ -46,8 +46,8 @@ from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
 
 MODEL_ERROR = 0.01
 """Fraction of the signal that weights take for granted as error: keeps the brightest stars from deciding alone."""
-PASSES = 3
-"""Solutions at most; each but the first without the regions that stood out before."""
+PASSES = 2
+"""Solutions at most; the second without the regions that stood out in the first."""
 AMPLITUDE_SIGMA = 5.0
 """A region whose flux differs this much from the fit's is variable."""
 
