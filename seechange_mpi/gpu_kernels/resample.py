@@ -216,7 +216,8 @@ def _on_input(d: np.ndarray, axis: int, corner: int, n: int) -> np.ndarray | Non
 def _warp_block(given: _Input, out: WarpResult, position: tuple[np.ndarray, np.ndarray, np.ndarray],
                 at: tuple[slice, slice], a: int) -> None:
     """Fill one block of the output, whose arrays hold the values of pixels of which nothing is known."""
-    dx, dy, jac = position
+    dx, dy = position[:2]
+    jacobian = position[2].astype(np.float32)
     corner = (at[0].start, at[1].start)
     inside = np.ones(dx.shape, bool)
     for axis, d in enumerate((dy, dx)):
@@ -231,7 +232,7 @@ def _warp_block(given: _Input, out: WarpResult, position: tuple[np.ndarray, np.n
     on_input = inside.copy()
     taps = Taps.of(dy, dx, corner, a, given.scratch)
     data, variance, lost = given.windows(taps)
-    scale = jac.astype(np.float32)
+    scale = jacobian.copy()
     if lost is not None:
         signed, size = taps.lost_weight(lost)
         inside &= size < _MAX_LOST
@@ -252,11 +253,10 @@ def _warp_block(given: _Input, out: WarpResult, position: tuple[np.ndarray, np.n
         power, correlation = taps.result("power")
         np.add.reduce(taps.wy, out=power)
         power *= np.add.reduce(taps.wx)
-        correlation *= jac
-        np.divide(1, correlation, out=correlation)
+        correlation *= jacobian
         if some_lost:
             correlation[~inside] = 1
-        out.correlation[at] = correlation
+        np.divide(1, correlation, out=out.correlation[at])
 
 
 def _warp_device(data: Array, variance: Array | None, flags: Array | None, bad: Array | None, out: WarpResult,
