@@ -86,7 +86,7 @@ def psf_photometry(
         is not finite.
     """
     xp = get_xp(data)
-    model: Any = psf if hasattr(psf, "basis") else ConstantPSF.of(xp.asarray(psf))
+    model = ConstantPSF.on(psf, xp)
     x0, y0 = _positions(x, xp), _positions(y, xp)
     if x0.size == 0:
         none = xp.zeros(0)

@@ -49,7 +49,7 @@ class PSFFit:
 
 @dataclass
 class ConstantPSF:
-    """A PSF that is one centred stamp everywhere."""
+    """A PSF by itself: one centred stamp everywhere, or a polynomial of any degree."""
 
     basis: Array
     degree: int = 0
@@ -62,6 +62,13 @@ class ConstantPSF:
     def of(cls, stamp: Array) -> ConstantPSF:
         """Wrap an odd, centred stamp of sum 1."""
         return cls(stamp[None])
+
+    @classmethod
+    def on(cls, psf: PSFLike | Array, xp: Any) -> PSFLike:
+        """Return a PSF, or the wrapped stamp, with its array in the memory of `xp`."""
+        if not hasattr(psf, "basis"):
+            return cls.of(xp.asarray(psf))
+        return cls(xp.asarray(psf.basis), psf.degree, psf.x0, psf.y0, psf.x_scale, psf.y_scale)
 
 
 def polynomial_terms(psf: PSFLike, x: Array, y: Array) -> Array:
@@ -263,7 +270,7 @@ def fit_psf(
     if size % 2 == 0:
         raise ValueError(f"fit_psf: size must be odd, found {size}")
     xp = get_xp(data)
-    x, y = (xp.array(asnumpy(c), dtype=xp.float64) for c in (x, y))
+    x, y = xp.asarray(x, dtype=xp.float64), xp.asarray(y, dtype=xp.float64)
     ny, nx = data.shape
     while degree > 0 and len(x) < 6 * (degree + 1) * (degree + 2) // 2:
         degree -= 1

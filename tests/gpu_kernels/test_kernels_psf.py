@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kernel_truth import add_stars, grid_positions, moffat, stamp
 
-from seechange_mpi.gpu_kernels import photometry as phot
+from seechange_mpi.gpu_kernels.photometry import psf_photometry, render_sources
 from seechange_mpi.gpu_kernels.psf_model import PSFFit, fit_psf, fwhm_of, render, shift_matrices
 
 SHAPE = (600, 620)
@@ -59,7 +59,7 @@ def test_fit_describes_the_stars(fwhm):
 def test_psf_fluxes_are_unbiased(fwhm):
     """Less than 3 mmag bias at S/N 500, and no dependence on the sub-pixel phase."""
     data, variance, mask, x, y, flux, _ = field(fwhm)
-    r = phot.psf_photometry(data, variance, mask, x + 0.2, y - 0.2, fitted(fwhm))
+    r = psf_photometry(data, variance, mask, x + 0.2, y - 0.2, fitted(fwhm))
     assert (r.flags == 0).all()
     ratio = r.flux / flux
     assert abs(np.mean(ratio) - 1) < 0.003
@@ -100,7 +100,7 @@ def test_bad_stars_do_not_spoil_the_psf():
 
 @lru_cache(maxsize=4)
 def varying_field(fwhm):
-    """324 stars, S/N on the sky 30 to 3000, whose FWHM varies by ±4 % from corner to corner; centre of the field is `fwhm`."""
+    """324 stars, S/N on the sky 30 to 3000; FWHM varies by ±4 % from corner to corner about `fwhm` in the middle."""
     rng = np.random.default_rng(int(100 * fwhm))
     size = 2 * int(np.ceil(3 * fwhm)) + 1
     step = size + 9
@@ -183,6 +183,9 @@ def test_every_device_fits_the_same_psf(device):
     assert there.fwhm == pytest.approx(here.fwhm, rel=1e-6)
     assert np.array_equal(there.used, here.used)
     assert there.chi2 == pytest.approx(here.chi2, rel=1e-5)
+    # a PSF in host memory serves data on the device
+    flux = psf_photometry(*(device.asarray(a) for a in (data, variance, mask, x[near], y[near])), here).flux
+    assert device.asnumpy(flux) == pytest.approx(psf_photometry(data, variance, mask, x[near], y[near], here).flux)
     for phase in (True, False):
         stamps = device.asnumpy(render(there, device.asarray(x[:5]), device.asarray(y[:5]), phase=phase))
         assert np.abs(stamps - render(here, x[:5], y[:5], phase=phase)).max() < 1e-6
@@ -240,9 +243,9 @@ def test_fwhm_of_a_profile(fwhm):
 def test_rendered_sources_leave_noise():
     """Fit, render and subtract: what is left is noise, edges included."""
     data, variance, mask, x, y, _, _ = field(4.5)
-    r = phot.psf_photometry(data, variance, mask, x, y, fitted(4.5))
-    left = (data - phot.render_sources(SHAPE, r.x, r.y, r.flux, fitted(4.5))) / np.sqrt(variance)
+    r = psf_photometry(data, variance, mask, x, y, fitted(4.5))
+    left = (data - render_sources(SHAPE, r.x, r.y, r.flux, fitted(4.5))) / np.sqrt(variance)
     assert np.std(left) == pytest.approx(1, abs=0.03)
     assert np.abs(left).max() < 7
-    corner = phot.render_sources((20, 20), [-1.0, 30.0], [3.0, 50.0], [100.0, 1.0], stamp(11, 3.0))
+    corner = render_sources((20, 20), [-1.0, 30.0], [3.0, 50.0], [100.0, 1.0], stamp(11, 3.0))
     assert 0 < corner.sum() < 50
