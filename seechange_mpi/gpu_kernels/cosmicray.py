@@ -135,12 +135,14 @@ def _neighbourhood(positions: Array, bad: Array, reach: int) -> Array:
 
 def _significance(data: Array, variance: Array, at: Array) -> tuple[Array, Array]:
     """Return the Laplacian in units of twice the noise, its local median taken off, and the noise (eq. 11–14)."""
+    xp = get_xp(data)
     # a cosmic ray adds to the variance of its own pixels, not to the median around
-    noise = get_xp(data).sqrt(_in_chunks(lambda a: _median_of(_surroundings(variance, a, 2)), at))
+    around = _in_chunks(lambda a: _median_of(_surroundings(variance, a, 2)), at)
+    noise = xp.sqrt(xp.minimum(around, variance.ravel()[at]))
 
     def peak(a: Array) -> Array:
-        around = _patch_laplacian(_surroundings(data, a, 3))
-        return around[:, 2, 2] - _median_of(around)
+        values = _patch_laplacian(_surroundings(data, a, 3))
+        return values[:, 2, 2] - _median_of(values)
 
     return _in_chunks(peak, at) / (2 * noise), noise
 
@@ -185,8 +187,8 @@ def detect_cosmics(
     Parameters
     ----------
     data : (ny, nx) float32, background-subtracted.
-    variance : (ny, nx) float32, total variance; around each pixel the median over 5 × 5 pixels counts.
-    mask : (ny, nx) bool, True = already bad (never returned).
+    variance : (ny, nx) float32, total variance; the median over 5 × 5 pixels counts where it is less.
+    mask : (ny, nx) bool, True = already bad (never returned); so is what is not finite.
     sigma : float
         Least significance: Laplacian less its local median, over twice the noise; for a pixel that stands alone
         its value over the noise.
@@ -199,9 +201,10 @@ def detect_cosmics(
         Most passes; each looks again around the hits of the last, replaced by the median of their surroundings.
     """
     xp = get_xp(data)
-    bad = mask | ~xp.isfinite(data)
+    bad = mask | ~xp.isfinite(data) | ~xp.isfinite(variance)
     d = xp.ascontiguousarray(xp.where(bad, np.float32(0), data).astype(xp.float32, copy=False))
-    noise2 = xp.maximum(variance, np.float32(1e-12)).astype(xp.float32, copy=False)
+    noise2 = xp.where(bad, np.float32(np.inf), xp.maximum(variance, np.float32(1e-12)))
+    noise2 = xp.ascontiguousarray(noise2.astype(xp.float32, copy=False))
     found = xp.zeros(d.shape, bool)
     at = _candidates(d, noise2, bad, sigma)
     for _ in range(iterations):

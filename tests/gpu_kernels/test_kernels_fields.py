@@ -383,6 +383,18 @@ def test_a_lone_pixel_counts_by_its_own_significance():
     assert not detect_cosmics(data, variance, np.ones(data.shape, bool)).any()
 
 
+def test_variance_of_bad_pixels_does_not_count():
+    """A column of bad pixels without variance: nothing beside it, but the hit that is there."""
+    rng = np.random.default_rng(21)
+    data = rng.normal(0, 4, (300, 60)).astype(np.float32)
+    variance, mask = np.full(data.shape, 16, np.float32), np.zeros(data.shape, bool)
+    mask[:, 30:34] = True
+    data[mask], variance[mask] = 5000, 0
+    variance[200, 10], data[200, 10] = np.inf, 500
+    data[100, 34] = 200
+    assert np.argwhere(detect_cosmics(data, variance, mask)).tolist() == [[100, 34]]
+
+
 def test_neighbours_of_a_hit_need_half_and_later_passes_finish_a_blob():
     data = np.zeros((40, 40), np.float32)
     data[20, 20], data[20, 21] = 100, 14
