@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from seechange_mpi.config.parameters import Parameters, par
-from seechange_mpi.gpu_kernels.detect import find_peaks
+from seechange_mpi.gpu_kernels.detect import find_peaks, value_at_peaks
 from seechange_mpi.model.errors import AlgorithmError
 from seechange_mpi.model.products import Detections, SubImage
 from seechange_mpi.model.tables import DETECTIONS, empty_table
@@ -58,8 +58,9 @@ def detect_difference(sub: SubImage, fwhm_pixels: float, wcs_header: str, pars: 
     table = empty_table(DETECTIONS, n)
     table["x"], table["y"] = peaks.x, peaks.y
     table["peak_x"], table["peak_y"] = peaks.peak_x, peaks.peak_y
-    table["score"] = peaks.peak
-    table["flux_psf"] = sub.flux[peaks.peak_y, peaks.peak_x]
+    # between the pixels: the peak pixel is a few per cent low
+    table["score"] = peaks.peak_value
+    table["flux_psf"] = value_at_peaks(sub.flux, peaks, bad)
     table["flux_psf_err"] = sub.flux_err[peaks.peak_y, peaks.peak_x]
     table["num_pixels"], table["num_flagged"] = peaks.num_pixels, peaks.num_flagged
     table["peak_separation"] = np.inf
