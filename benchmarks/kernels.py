@@ -345,7 +345,8 @@ def number(value: float, digits: int = 2) -> str:
 def table(names: list[str]) -> bool:
     """Print the table as it comes; False if a row failed."""
     print(f"{cpu_name()}, one thread, {SHAPE[0]}×{SHAPE[1]} float32, 5,000 stars, CPU seconds, "
-          f"{datetime.now(UTC):%Y-%m-%d}.\n\"pairs\": ours over one scipy float32 rfft2 + irfft2 of the frame in the same process.\n")
+          f"{datetime.now(UTC):%Y-%m-%d}.\n"
+          "\"pairs\": ours over one scipy float32 rfft2 + irfft2 of the frame in the same process.\n")
     head = ["kernel", "ours [s]", "pairs", "peak with inputs [MB]", "rival", "rival [s]", "rival / ours", "floor",
             "floor [s]"]
     print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)

@@ -88,10 +88,12 @@ def matched_filter(
         weight: Any = 1 / noise
         q_n, q_r = (a_n + real(floor_n), a_r + real(floor_r)) if floor_n or floor_r else (a_n, a_r)
         root = 1 / xp.sqrt(_power(q_n, q_r, noise_new, noise_ref, real))
+        scale = 1 / float(noise[0, 0]) ** 0.5
     else:
         q_n, q_r = a_n, a_r
         variance = _mean_over_plane(noise, shape, xp)
-        weight, root = real(1 / variance), real(1 / np.sqrt(variance))
+        scale = 1 / np.sqrt(variance)
+        weight, root = real(1 / variance), real(scale)
     d_n, d_r = q_n * root, q_r * root
     common = xp.conj(p_n * a_n)
     common *= weight * real(noise_new)
@@ -101,12 +103,13 @@ def matched_filter(
     response = kernel_n * irfft2(xp.conj(p_n), shape)
     f_s = float(response.sum(dtype=xp.float64))
     psf_hat = p_n * d_n
-    f_d = float(abs(psf_hat[0, 0]))
+    # of the filters as they are without the floor
+    f_d = float(abs(p_n[0, 0] * a_n[0, 0])) * scale
     ky = xp.sin(2 * np.pi * xp.arange(shape[0]) / shape[0]).astype(spectrum.dtype)[:, None]
     kx = xp.sin(2 * np.pi * xp.arange(shape[1] // 2 + 1) / shape[1]).astype(spectrum.dtype)[None, :]
     return DifferenceFilter(
         shape, d_n, d_r, k_n, k_r, rfft2(kernel_n**2), rfft2(kernel_r**2), rfft2(response),
-        psf_hat / real(f_d),
+        psf_hat / psf_hat[0, 0],
         noise_new, f_s, f_d,
         _mean_over_plane(spectrum, shape, xp), _mean_over_plane(spectrum * kx**2, shape, xp),
         _mean_over_plane(spectrum * ky**2, shape, xp))

@@ -92,6 +92,7 @@ def test_equations_of_the_paper(shape, fwhm):
     say(f"largest relative difference from the paper, {shape}: " + ", ".join(f"{k} {q:.1e}" for k, q in off.items())
         + f"; rms difference of D {off_d:.1e} sigma")
     assert told.score.dtype == np.float64
+    assert off.pop("F_D") < 1e-7, "the stamps' sums are 1 to single precision"
     assert max(off.values()) < 1e-9
     # where neither PSF has power D depends on the size of the grid, and is regularised
     assert off_d < 0.05
