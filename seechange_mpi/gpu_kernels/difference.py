@@ -66,20 +66,21 @@ class Pair:
 
 
 class ReferenceCache:
-    """Transforms of a reference, kept between exposures on the same grid.
+    """Transforms of a reference and of its variance, kept between exposures on the same grid.
 
-    A tile whose bad pixels differ from last time is transformed again. Costs about 11 bytes per pixel.
+    They count as the same while the arrays are the same objects. A tile whose bad pixels differ from last time is transformed again. Costs about 11 bytes per pixel.
     """
 
     def __init__(self) -> None:
         self._ref: Array | None = None
+        self._variance: Array | None = None
         self._tiles: dict[Any, tuple[Array | None, Array, Array]] = {}
         self.hits = 0
 
-    def get(self, ref: Array, key: Any, bad: Array | None, xp: Any) -> tuple[Array, Array] | None:
-        """Transforms of image and variance of a tile, if they are known for these bad pixels."""
-        if self._ref is not ref:
-            self._ref, self._tiles = ref, {}
+    def get(self, pair: Pair, key: Any, bad: Array | None, xp: Any) -> tuple[Array, Array] | None:
+        """Transforms of the reference's image and variance on a tile, if they are known for these bad pixels."""
+        if self._ref is not pair.ref or self._variance is not pair.variance_ref:
+            self._ref, self._variance, self._tiles = pair.ref, pair.variance_ref, {}
         known = self._tiles.get(key)
         if known is None or (known[0] is None) != (bad is None):
             return None
@@ -306,8 +307,8 @@ class _Work:
 
     def _reference_transforms(self) -> tuple[Array, Array]:
         pair = self.pair
-        key = (self.part.y0, self.part.x0, self.buffer.shape, self.noise[1])
-        known = self.cache.get(pair.ref, key, self.bad, self.xp) if self.cache is not None else None
+        key = (self.part.y0, self.part.x0, self.buffer.shape, self.buffer.dtype, self.noise[1])
+        known = self.cache.get(pair, key, self.bad, self.xp) if self.cache is not None else None
         if known is not None:
             return known
         made = self._transforms(pair.ref, pair.variance_ref, self.noise[1],

@@ -147,3 +147,15 @@ def test_reference_transforms_are_used_again():
     before = cache.hits
     run((second, other), tile=100, reference_cache=cache)
     assert cache.hits == before, "another reference is not taken for the first"
+
+
+def test_another_variance_of_the_reference_is_not_taken_from_the_cache():
+    new, ref = make_pair(7, np.float32)
+    quiet, loud = np.full(SHAPE, 100, np.float32), np.full(SHAPE, 900, np.float32)
+    cache = ReferenceCache()
+    run((new, ref), reference_cache=cache, variance_ref=quiet)
+    again = run((new, ref), reference_cache=cache, variance_ref=loud)
+    assert cache.hits == 0
+    assert np.array_equal(again.flux_err, run((new, ref), variance_ref=loud).flux_err)
+    double = run((new.astype(np.float64), ref), reference_cache=cache, variance_ref=loud)
+    assert np.array_equal(double.score, run((new.astype(np.float64), ref), variance_ref=loud).score)
