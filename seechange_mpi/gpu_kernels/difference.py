@@ -29,6 +29,9 @@ FilterAt = Callable[[float, float, tuple[int, int], Any], DifferenceFilter]
 _TILE_ON_CPU = 640
 """Largest side of a tile's grid: its planes fit the cache of a core."""
 
+_TILE_ON_GPU = 6144
+"""Largest side of a tile's grid: larger frames would take more than about 4 GB."""
+
 _LEAST_SEEN = 0.1
 """Of a source of which less is left than this, the flux is not scaled further."""
 
@@ -68,7 +71,8 @@ class Pair:
 class ReferenceCache:
     """Transforms of a reference and of its variance, kept between exposures on the same grid.
 
-    They count as the same while the arrays are the same objects. A tile whose bad pixels differ from last time is transformed again. Costs about 11 bytes per pixel.
+    They count as the same while the arrays are the same objects. A tile whose bad pixels differ from last time is
+    transformed again. Costs about 11 bytes per pixel.
     """
 
     def __init__(self) -> None:
@@ -105,23 +109,26 @@ def subtract(
     filter_at : filters at a position on a grid; asked once, at the centre of the frame, unless `varying`.
     varying : the filters change over the frame.
     psf_size : side of the larger PSF stamp [pix].
-    tile : about the side of a tile [pix]. Default: 512 where filters vary; else what suits a CPU's cache, and the whole
-        frame on a GPU.
+    tile : about the side of a tile [pix]. Default: 512 where filters vary; else what suits a CPU's cache, and on a GPU
+        the whole frame unless that is larger than 6144 pixels.
     cache : transforms of the reference, used and filled.
 
     Raises
     ------
     ValueError
-        No pixel is good in both images.
+        No pixel is good in both images, or `tile` is not positive.
     """
+    if tile is not None and not tile >= 1:
+        raise ValueError(f"tile must be at least 1 pixel, found {tile}")
     xp = get_xp(pair.new, pair.ref)
     ny, nx = pair.new.shape
-    real = np.dtype(np.float32 if pair.new.dtype == np.float32 else np.float64)
+    # of any byte order
+    real = np.dtype(np.float32 if pair.new.dtype.type is np.float32 else np.float64)
     n = good_size(max(256, 6 * psf_size))
     middle = ((nx - 1) / 2, (ny - 1) / 2)
     centre = filter_at(*middle, (n, n), np.float64)  # in double precision, so that their reach can be seen
     margin = reach(centre)
-    count, shape = _layout((ny, nx), margin, varying, tile, on_cpu=xp is np)
+    count, shape = _layout((ny, nx), margin, varying, tile, on_cpu=xp is np, least=psf_size)
     constant = None if varying else filter_at(*middle, shape, real.type)
     planes = _Planes(xp, (ny, nx), real, varying)
     buffer = xp.zeros(shape, dtype=real)
@@ -156,23 +163,23 @@ class _Tile:
     fade_x: np.ndarray | None
 
 
-def _layout(frame: tuple[int, int], margin: int, varying: bool, tile: int | None, *, on_cpu: bool
-            ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Number of tiles along each axis and the grid of one, for the least work."""
+def _layout(frame: tuple[int, int], margin: int, varying: bool, tile: int | None, *, on_cpu: bool,
+            least: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Number of tiles along each axis and the grid of one, for the least work; PSFs of `least` pixels fit into it."""
     side = margin + (_BLEND if varying else 0)
     wanted = tile or (512 if varying else None)
-    largest = wanted + 2 * side if wanted else (_TILE_ON_CPU if on_cpu else max(frame) + 4 * side)
+    largest = wanted + 2 * side if wanted else (_TILE_ON_CPU if on_cpu else _TILE_ON_GPU)
     options: list[list[tuple[int, int]]] = []
     for n in frame:
-        sizes = [(k, good_size(-(-n // k) + 2 * side)) for k in range(1, max(1, n // 64) + 1)]
+        sizes = [(k, good_size(max(-(-n // k) + 2 * side, least))) for k in range(1, max(1, n // 64) + 1)]
         if varying:
             sizes = [sizes[min(max(1, round(n / (wanted or n))), len(sizes)) - 1]]
         else:
-            least = min(size for _, size in sizes)
-            sizes = [option for option in sizes if option[1] <= max(largest, least)]
+            smallest = min(size for _, size in sizes)
+            sizes = [option for option in sizes if option[1] <= max(largest, smallest)]
         options.append(sizes)
     best = min(((ky, kx, ty, tx) for ky, ty in options[0] for kx, tx in options[1]),
-               key=lambda c: c[0] * c[1] * c[2] * c[3] * (1 + c[2] * c[3] / 1e6))
+               key=lambda c: c[0] * c[1] * c[2] * c[3] * (1 + c[2] * c[3] / 1e6 if on_cpu else 1))
     return (best[0], best[1]), (best[2], best[3])
 
 

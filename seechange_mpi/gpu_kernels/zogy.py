@@ -68,7 +68,7 @@ def zogy_subtract(
     tile : int, optional
         About the side of the tiles. Where callables are given, PSF and noise are constant in a tile (default 512) and
         neighbouring tiles are cross-faded over 32 pixels; else the result does not depend on it (default: what suits
-        a CPU's cache, the whole frame on a GPU).
+        a CPU's cache; on a GPU the whole frame unless that is larger than 6144 pixels).
     reference_cache : optional
         Keeps the reference's transforms for the next exposure on the same grid.
 
@@ -80,8 +80,8 @@ def zogy_subtract(
     Raises
     ------
     ValueError
-        Shapes do not fit, a PSF is even or larger than the image, a noise or flux is not positive, or no
-        pixel is good.
+        Shapes do not fit, a PSF is even or larger than the image, a noise, flux or tile is not positive,
+        or no pixel is good.
 
     Examples
     --------

@@ -159,3 +159,32 @@ def test_another_variance_of_the_reference_is_not_taken_from_the_cache():
     assert np.array_equal(again.flux_err, run((new, ref), variance_ref=loud).flux_err)
     double = run((new.astype(np.float64), ref), reference_cache=cache, variance_ref=loud)
     assert np.array_equal(double.score, run((new.astype(np.float64), ref), variance_ref=loud).score)
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_psf_larger_than_a_tile(varies):
+    pair = make_pair(8)
+    wide = np.pad(stamp(25, 4.0), 60)  # 145 pixels
+    psf = (lambda x, y: wide) if varies else wide
+    whole, small = (run(pair, psf_new=psf, tile=tile) for tile in (1000, 64))
+    assert np.nanmax(np.abs(whole.score - small.score)) < 0.01 * np.nanstd(whole.score)
+
+
+@pytest.mark.parametrize("tile", [0, -5])
+def test_tiles_have_pixels(tile):
+    with pytest.raises(ValueError, match=f"zogy_subtract: tile must be at least 1 pixel, found {tile}"):
+        run(make_pair(9), tile=tile)
+
+
+def test_a_gpu_transforms_the_whole_frame():
+    for frame, count in (((4096, 2048), (1, 1)), ((65, 3000), (1, 1)), ((9232, 9216), (2, 2))):
+        assert difference._layout(frame, 60, False, None, on_cpu=False)[0] == count
+        assert difference._layout(frame, 60, False, None, on_cpu=True)[0] != count
+
+
+def test_byte_order_of_a_fits_file():
+    pair = make_pair(10, np.float32)
+    native, swapped = run(pair), run([a.astype(">f4") for a in pair])
+    for name in NAMES:
+        assert getattr(swapped, name).dtype == np.float32
+        assert np.array_equal(getattr(native, name), getattr(swapped, name))
