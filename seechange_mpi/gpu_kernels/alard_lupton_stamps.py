@@ -47,7 +47,7 @@ def _block_maxima(images: Images, mask: Array | None) -> Array:
     """Return (ny // 16, nx // 16): the largest S/N of each block, a strip of rows at a time on the CPU."""
     xp = get_xp(images[0])
     by, bx = (n // _BLOCK for n in images[0].shape)
-    best = xp.empty((by, bx), dtype=images[0].dtype)
+    best = xp.empty((by, bx))
     step = _STRIP_ROWS // _BLOCK if xp is np else by
     for b in range(0, by, step):
         e = min(b + step, by)

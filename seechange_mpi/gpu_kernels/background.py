@@ -18,6 +18,7 @@ import numpy as np
 import scipy.ndimage
 from scipy.interpolate import make_interp_spline
 
+from seechange_mpi.gpu_kernels import checks
 from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
 from seechange_mpi.gpu_kernels.stats import SortedRows
 
@@ -115,6 +116,13 @@ def _left_out(data: Array, mask: Array | None) -> Array:
     return bad if mask is None else bad | mask
 
 
+def _check(name: str, data: Array, mask: Array | None, box_size: int, filter_size: int) -> None:
+    checks.same_shape(name, data, mask=mask)
+    for key, value in (("box_size", box_size), ("filter_size", filter_size)):
+        if value < 1:
+            raise ValueError(f"{name}: {key} must be at least 1, found {value}")
+
+
 def fit_mesh(
     data: Array, mask: Array | None = None, box_size: int = 128, filter_size: int = 3, n_sigma: float = 3.0,
     *, crowded: bool = True,
@@ -130,7 +138,13 @@ def fit_mesh(
     box_size : int [pix];  filter_size : int, boxes of the median filter;  n_sigma : float, clipping.
     crowded : bool
         True: sources are still in the image, the level estimates the mode; False: they are masked, it is the mean.
+
+    Raises
+    ------
+    ValueError
+        The mask has another shape, or `box_size` or `filter_size` is below 1.
     """
+    _check("fit_mesh", data, mask, box_size, filter_size)
     xp = get_xp(data)
     mesh_shape = _mesh_shape(data.shape, box_size)
     level, rms, _ = _measure(data, _left_out(data, mask), mesh_shape, filter_size, n_sigma, crowded)
@@ -286,8 +300,9 @@ def fit_background(
 
     Until the last pass, large boxes are measured on every second pixel of every second row. Boxes of which
     sources leave less than a tenth are filled from their neighbours; if that is all, the solution before stands.
-    Parameters as `fit_mesh`; `detect_sigma` is the significance of a smoothed pixel that counts as source.
+    Parameters and errors as `fit_mesh`; `detect_sigma` is the significance of a smoothed pixel that counts as source.
     """
+    _check("fit_background", data, mask, box_size, filter_size)
     if iterations < 1:
         return fit_mesh(data, mask, box_size, filter_size)
     xp = get_xp(data)

@@ -20,6 +20,13 @@ def image_pair(name: str, new: Array, ref: Array, **planes: Array | None) -> Non
             raise ValueError(f"{name}: {key} must have the images' shape {new.shape}, found {plane.shape}")
 
 
+def same_shape(name: str, data: Array, **planes: Array | None) -> None:
+    """Planes that have the shape of the image `data`."""
+    for key, plane in planes.items():
+        if plane is not None and plane.shape != data.shape:
+            raise ValueError(f"{name}: {key} must have the shape of data, {data.shape}, found {plane.shape}")
+
+
 def positive(name: str, key: str, value: Any) -> float:
     """A finite number above zero."""
     if not (np.isfinite(value) and value > 0):

@@ -26,7 +26,7 @@ def _checked(who: str, image: Array, kernel: Array, mask: Array | None = None) -
         raise ValueError(f"{who}: kernel must be an odd stamp, found shape {kernel.shape}")
     if mask is not None and mask.shape != image.shape:
         raise ValueError(f"{who}: mask must have the shape of image, {image.shape}, found {mask.shape}")
-    data = image if image.dtype in (xp.float32, xp.float64) else image.astype(xp.float32)
+    data = image.astype(xp.float64 if image.dtype.type is np.float64 else xp.float32, copy=False)
     lost = ~xp.isfinite(data)
     if mask is not None:
         lost |= xp.asarray(mask)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from seechange_mpi.gpu_kernels import checks
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
 
 _CHUNK = 16_384
@@ -32,9 +33,10 @@ def laplacian(data: Array) -> Array:
 
     Parameters
     ----------
-    data : (ny, nx) float32
+    data : (ny, nx) float32 or float64; other numbers are taken as float32.
     """
     xp = get_xp(data)
+    data = data.astype(xp.float64 if data.dtype.type is np.float64 else xp.float32, copy=False)
     up, down, left, right = (xp.zeros_like(data) for _ in range(4))
     up[1:] = data[1:] - data[:-1]
     down[:-1] = -up[1:]
@@ -199,8 +201,16 @@ def detect_cosmics(
         Neighbours of a hit need only this fraction of `sigma`, and no contrast.
     iterations : int
         Most passes; each looks again around the hits of the last, replaced by the median of their surroundings.
+
+    Raises
+    ------
+    ValueError
+        Shapes differ, or `sigma` or `contrast` is not positive.
     """
     xp = get_xp(data)
+    checks.same_shape("detect_cosmics", data, variance=variance, mask=mask)
+    for key, value in (("sigma", sigma), ("contrast", contrast)):
+        checks.positive("detect_cosmics", key, value)
     bad = mask | ~xp.isfinite(data) | ~xp.isfinite(variance)
     d = xp.ascontiguousarray(xp.where(bad, np.float32(0), data).astype(xp.float32, copy=False))
     noise2 = xp.where(bad, np.float32(np.inf), xp.maximum(variance, np.float32(1e-12)))

@@ -127,7 +127,7 @@ def _exceeds(score: Array, above: Array, pixels: Array, offsets: list[tuple[int,
         yy, xx = y + oy, x + ox
         inside = (yy >= 0) & (yy < ny) & (xx >= 0) & (xx < nx)
         at = xp.where(inside, yy * nx + xx, 0)
-        other = xp.where(inside & beyond[at], xp.abs(flat[at]), -1)
+        other = xp.where(inside & beyond[at], xp.abs(flat[at]), -1.0)
         top &= other < own if (oy, ox) < (0, 0) else other <= own
     return top
 

@@ -24,7 +24,7 @@ def _module(xp: Any) -> Any:
 
 
 def good_size(n: int) -> int:
-    """Return the next size that transforms quickly (factors 2, 3, 5, and on the CPU 7 and 11)."""
+    """Return the next size that transforms quickly (factors 2, 3 and 5)."""
     import scipy.fft
 
     return int(scipy.fft.next_fast_len(n, real=True))

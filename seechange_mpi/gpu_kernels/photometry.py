@@ -66,7 +66,8 @@ def psf_photometry(
 
     Parameters
     ----------
-    data : (ny, nx) float32, background-subtracted;  variance : (ny, nx), total variance.
+    data : (ny, nx) float32, background-subtracted;  variance : (ny, nx), total variance; pixels where it
+        is not finite or not positive are left out.
     mask : (ny, nx) bool, True = bad.
     x, y : (n,) start positions [pix].
     psf : model with ``basis`` … or one odd centred (s, s) stamp.
@@ -122,7 +123,7 @@ class _Discs:
         u = xp.arange(size, dtype=xp.float64) - size // 2
         disc = (((u[None, :] - (y - self.cy)[:, None]) ** 2)[:, :, None]
                 + ((u[None, :] - (x - self.cx)[:, None]) ** 2)[:, None, :]) <= radius**2
-        good = disc & inside & ~bad & xp.isfinite(values) & (var > 0)
+        good = disc & inside & ~bad & xp.isfinite(values) & (var > 0) & xp.isfinite(var)
         self.weight = xp.where(good, 1.0 / xp.where(good, var, 1).astype(xp.float64), 0.0)
         self.data = xp.where(good, values, 0).astype(xp.float64)
         self.n_good = good.sum(axis=(1, 2))

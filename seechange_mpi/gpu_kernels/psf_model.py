@@ -306,7 +306,7 @@ class _Stars:
         stamps, inside = cut_stamps(data, cx, cy, size)
         stamp_var, _ = cut_stamps(variance, cx, cy, size, fill=1)
         stamp_bad, _ = cut_stamps(mask, cx, cy, size, fill=True)
-        good = inside & ~stamp_bad & xp.isfinite(stamps) & (stamp_var > 0)
+        good = inside & ~stamp_bad & xp.isfinite(stamps) & (stamp_var > 0) & xp.isfinite(stamp_var)
         half = size // 2
         self.core = good[:, half - 2: half + 3, half - 2: half + 3].all(axis=(1, 2))
         self.used = self.core & (good.mean(axis=(1, 2)) > 0.8)

@@ -34,8 +34,9 @@ def stamp_index(shape: tuple[int, ...], x: Array, y: Array, size: int) -> tuple[
     half = size // 2
     offset = xp.arange(-half, half + 1)
     ny, nx = shape
-    column, row = (xp.where(xp.isfinite(c), c, -4 * size).astype(xp.int64)[:, None] + offset[None, :]
-                   for c in (x, xp.asarray(y)))
+    # held near the image: what is far away would not fit into integers
+    column, row = (xp.where(xp.isfinite(c), xp.clip(c, -4 * size, n + 4 * size), -4 * size).astype(xp.int64)[:, None]
+                   + offset[None, :] for c, n in ((x, nx), (xp.asarray(y), ny)))
     inside = ((row >= 0) & (row < ny))[:, :, None] & ((column >= 0) & (column < nx))[:, None, :]
     return xp.clip(row, 0, ny - 1)[:, :, None] * nx + xp.clip(column, 0, nx - 1)[:, None, :], inside
 
