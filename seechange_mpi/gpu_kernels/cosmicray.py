@@ -20,8 +20,11 @@ _CHUNK = 16_384
 _STRIP_PIXELS = 65_536
 """Pixels per strip of the image on the host: a strip and its temporaries stay in the cache."""
 
-_REACH = 5
-"""Distance [pix] at which replacing a pixel may change what is found: 4 for the fine structure, 1 to spare."""
+_FARTHEST = 4
+"""Distance [pix] of the farthest pixel that decides about another: that of the fine structure."""
+
+_REACH = _FARTHEST + 1
+"""Distance [pix] at which replacing a pixel may change what is found, 1 to spare."""
 
 
 def laplacian(data: Array) -> Array:
@@ -164,6 +167,22 @@ def _replace(data: Array, left_out: Array, at: Array) -> None:
     data.ravel()[at] = _in_chunks(median, at)
 
 
+def _cover(data: Array, left_out: Array, at: Array) -> None:
+    """Set pixels to the largest of the 3 × 3 around them that is not left out, or else of the 5 × 5, or else 0.
+
+    Zeros in the light of a star would make edges of their neighbours.
+    """
+    xp = get_xp(data)
+
+    def largest(a: Array) -> Array:
+        values = xp.where(_surroundings(left_out, a, 2), np.float32(-np.inf), _surroundings(data, a, 2))
+        near, wide = values[:, 1:4, 1:4].max(axis=(1, 2)), values.max(axis=(1, 2))
+        found = xp.where(near > -np.inf, near, wide)
+        return xp.where(found > -np.inf, found, np.float32(0))
+
+    data.ravel()[at] = _in_chunks(largest, at)
+
+
 def _hits(data: Array, variance: Array, bad: Array, at: Array, sigma: float, contrast: float, grow: float) -> Array:
     """Return the flat positions of cosmic rays seeded by some of the candidates `at`."""
     xp = get_xp(data)
@@ -190,7 +209,8 @@ def detect_cosmics(
     ----------
     data : (ny, nx) float32, background-subtracted.
     variance : (ny, nx) float32, total variance; the median over 5 × 5 pixels counts where it is less.
-    mask : (ny, nx) bool, True = already bad (never returned); so is what is not finite.
+    mask : (ny, nx) bool, True = already bad (never returned); so is what is not finite. What is bad counts as the
+        largest good pixel around it.
     sigma : float
         Least significance: Laplacian less its local median, over twice the noise; for a pixel that stands alone
         its value over the noise.
@@ -218,6 +238,7 @@ def detect_cosmics(
     found = xp.zeros(d.shape, bool)
     at = _candidates(d, noise2, bad, sigma)
     for _ in range(iterations):
+        _cover(d, found | bad, _neighbourhood(at, ~bad, _FARTHEST))
         hits = _hits(d, noise2, bad, at, sigma, contrast, grow)
         new = hits[~found.ravel()[hits]]
         if new.size == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_truth import moffat
+from kernel_truth import add_stars, moffat
 from scipy.ndimage import binary_dilation
 
 from seechange_mpi.gpu_kernels import background as bg
@@ -393,6 +393,30 @@ def test_variance_of_bad_pixels_does_not_count():
     variance[200, 10], data[200, 10] = np.inf, 500
     data[100, 34] = 200
     assert np.argwhere(detect_cosmics(data, variance, mask)).tolist() == [[100, 34]]
+
+
+@pytest.mark.parametrize("fwhm", [2.0, 2.5, 4.0])
+@pytest.mark.parametrize("bad", ["column", "pixels", "cores"])
+def test_bad_pixels_in_stars_make_no_cosmic_rays(fwhm, bad):
+    """Stars up to 1e7 electrons across bad columns, strewn with bad pixels, or saturated; one ray beside a column."""
+    rng = np.random.default_rng(22)
+    shape, y, x = (420, 420), *(a.ravel() for a in np.mgrid[35:420:70, 35:420:70])
+    stars = np.zeros(shape)
+    add_stars(stars, x.astype(float), y.astype(float), 10 ** rng.uniform(4.5, 7, x.size), fwhm, 61)
+    variance = (stars + 100).astype(np.float32)
+    data = (stars + rng.normal(0, np.sqrt(variance))).astype(np.float32)
+    mask = np.zeros(shape, bool)
+    if bad == "column":
+        mask[:, 36::70] = True
+    elif bad == "pixels":
+        mask = rng.random(shape) < 0.02
+    else:
+        mask = binary_dilation(data > 6e4, np.ones((3, 3)))
+        data = np.minimum(data, 6e4)
+    mask[:, 0], mask[197:204, 1:5], data[200, 1] = True, False, 300
+    found = detect_cosmics(data, variance, mask)
+    assert found[200, 1]
+    assert found.sum() <= 1 + 0.1 * x.size
 
 
 def test_neighbours_of_a_hit_need_half_and_later_passes_finish_a_blob():
