@@ -178,6 +178,9 @@ class SortedRows(NamedTuple):
         last = (self.count - 1).astype(xp.float64)
         mean, median, _ = describe(low, high)
         std = 0.5 * (self.at((0.8413 * last).astype(xp.int64)) - self.at((0.1587 * last).astype(xp.int64)))
+        # most of a coarsely digitised sky is one value; below it there are no sources
+        below = 0.5 * (median - self.at((0.0228 * last).astype(xp.int64)))
+        std = xp.where(std < 0.3 * below, below, std)
         moving = self.count > 0
         for _ in range(_ROUNDS):
             first = xp.maximum(low, self.rank(median - n_sigma * std))

@@ -184,6 +184,16 @@ def test_a_mesh_is_rendered_by_the_bicubic_spline_between_its_centres():
     assert np.abs(bg.render_mesh(mesh, 50, (350, 260))[26:324, 27:233] - truth).max() < 1e-3
 
 
+@pytest.mark.parametrize("noise", [0.3, 0.4, 0.5, 1.0])
+def test_a_coarsely_digitised_sky_keeps_its_rms(noise):
+    """Whole numbers with a noise below their step: at 0.3, nine of ten pixels have one value."""
+    data = np.round(np.random.default_rng(23).normal(100, noise, (512, 512))).astype(np.float32)
+    for fit in (bg.fit_mesh, bg.fit_background):
+        level, rms = fit(data)
+        assert np.abs(level - 100).max() < 0.1 * noise
+        assert rms.mean() == pytest.approx(data.std(), rel=0.03)
+
+
 def test_rendered_mesh_stays_in_range():
     mesh = np.zeros((8, 6), np.float32)
     mesh[3, 3] = 100.0
