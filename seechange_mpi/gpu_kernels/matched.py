@@ -79,23 +79,3 @@ def matched_subtract(
         result = subtract(pair, filter_at, varying=varying, psf_size=size, tile=tile)
     result.solution = solution
     return result
-
-
-def raw_difference(new: Array, ref: Array, solution: KernelSolution, mask: Array | None = None) -> Array:
-    """D_raw as it stands, in the unit of the image that is not convolved; NaN where masked or not finite.
-
-    Masked pixels count as zero in the convolution.
-    """
-    from seechange_mpi.gpu_kernels.convolve import convolve_varying
-
-    xp = get_xp(new, ref)
-    bad = ~(xp.isfinite(new) & xp.isfinite(ref))
-    if mask is not None:
-        bad |= mask
-    image, template = (new, ref) if solution.convolved == "ref" else (ref, new)
-    ny, nx = new.shape
-    model = convolve_varying(xp.where(bad, 0, template).astype(new.dtype), solution.kernel_at)
-    model += solution.background_at(xp.arange(nx)[None, :].astype(float), xp.arange(ny)[:, None].astype(float))
-    out = image - model if solution.convolved == "ref" else model - image
-    out[bad] = xp.nan
-    return out

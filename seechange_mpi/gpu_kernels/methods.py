@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from seechange_mpi.gpu_kernels import checks
 from seechange_mpi.gpu_kernels.alard_lupton import solve_alard_lupton
 from seechange_mpi.gpu_kernels.backend import Array
+from seechange_mpi.gpu_kernels.kernel_solution import KernelSolution
 from seechange_mpi.gpu_kernels.matched import matched_subtract
 from seechange_mpi.gpu_kernels.psf_model import fwhm_of
 from seechange_mpi.gpu_kernels.sfft import solve_sfft
@@ -53,16 +54,14 @@ def alard_lupton_subtract(
     ValueError
         As `zogy.zogy_subtract` and `alard_lupton.solve_alard_lupton`.
     """
-    name = "alard_lupton_subtract"
-    noise, fwhm = _noise_and_fwhm(name, new, ref, (psf_new, psf_ref), (noise_new, noise_ref))
-    v_n = new + noise[0] ** 2 if variance_new is None else variance_new
-    v_r = ref + noise[1] ** 2 if variance_ref is None else variance_ref
-    solution = solve_alard_lupton(
-        new, ref, variance_new=v_n, variance_ref=v_r, mask=mask, fwhm_new=fwhm[0], fwhm_ref=fwhm[1],
-        kernel_degree=kernel_degree, background_degree=background_degree, **solver)
-    return matched_subtract(
-        new, ref, psf_new, solution, noise_new=noise_new, noise_ref=noise_ref, flux_new=flux_new, variance_new=v_n,
-        variance_ref=v_r, sigma_x=sigma_x, sigma_y=sigma_y, mask=mask, decorrelate=decorrelate, tile=tile, name=name)
+    def solve(fwhm: tuple[float, float], **variances: Array) -> KernelSolution:
+        return solve_alard_lupton(new, ref, mask=mask, fwhm_new=fwhm[0], fwhm_ref=fwhm[1], kernel_degree=kernel_degree,
+                                  background_degree=background_degree, **variances, **solver)
+
+    return _subtract(
+        "alard_lupton_subtract", solve, new, ref, psf_new, psf_ref, noise_new=noise_new, noise_ref=noise_ref,
+        flux_new=flux_new, flux_ref=flux_ref, variance_new=variance_new, variance_ref=variance_ref, sigma_x=sigma_x,
+        sigma_y=sigma_y, mask=mask, tile=tile, decorrelate=decorrelate)
 
 
 def sfft_subtract(
@@ -88,18 +87,16 @@ def sfft_subtract(
     ValueError
         As `zogy.zogy_subtract` and `sfft.solve_sfft`.
     """
-    name = "sfft_subtract"
-    noise, fwhm = _noise_and_fwhm(name, new, ref, (psf_new, psf_ref), (noise_new, noise_ref))
-    v_n = new + noise[0] ** 2 if variance_new is None else variance_new
-    v_r = ref + noise[1] ** 2 if variance_ref is None else variance_ref
-    width = half_width if half_width is not None else min(12, max(5, round(2 * max(fwhm))))
-    solution = solve_sfft(
-        new, ref, mask=mask, half_width=width, kernel_degree=kernel_degree, background_degree=background_degree,
-        **{"convolve": "auto", "fwhm_new": fwhm[0], "fwhm_ref": fwhm[1], "variance_new": v_n, "variance_ref": v_r,
-           **solver})
-    return matched_subtract(
-        new, ref, psf_new, solution, noise_new=noise_new, noise_ref=noise_ref, flux_new=flux_new, variance_new=v_n,
-        variance_ref=v_r, sigma_x=sigma_x, sigma_y=sigma_y, mask=mask, decorrelate=decorrelate, tile=tile, name=name)
+    def solve(fwhm: tuple[float, float], **variances: Array) -> KernelSolution:
+        width = half_width if half_width is not None else min(12, max(5, round(2 * max(fwhm))))
+        return solve_sfft(
+            new, ref, mask=mask, half_width=width, kernel_degree=kernel_degree, background_degree=background_degree,
+            **{"convolve": "auto", "fwhm_new": fwhm[0], "fwhm_ref": fwhm[1], **variances, **solver})
+
+    return _subtract(
+        "sfft_subtract", solve, new, ref, psf_new, psf_ref, noise_new=noise_new, noise_ref=noise_ref,
+        flux_new=flux_new, flux_ref=flux_ref, variance_new=variance_new, variance_ref=variance_ref, sigma_x=sigma_x,
+        sigma_y=sigma_y, mask=mask, tile=tile, decorrelate=decorrelate)
 
 
 METHODS: dict[str, Method] = {
@@ -107,13 +104,28 @@ METHODS: dict[str, Method] = {
 """By the name that the configuration uses."""
 
 
-def _noise_and_fwhm(name: str, new: Array, ref: Array, psfs: tuple[PSFArgument, PSFArgument],
-                    noises: tuple[NoiseArgument, NoiseArgument]) -> tuple[list[float], list[float]]:
-    """Noise and FWHM of both images at the centre of the frame, arguments checked."""
-    checks.image_pair(name, new, ref)
+def _subtract(
+    name: str, solve: Callable[..., KernelSolution], new: Array, ref: Array, psf_new: PSFArgument,
+    psf_ref: PSFArgument, *, noise_new: NoiseArgument, noise_ref: NoiseArgument, flux_new: float, flux_ref: float,
+    variance_new: Array | None, variance_ref: Array | None, sigma_x: float, sigma_y: float, mask: Array | None,
+    tile: int | None, decorrelate: bool,
+) -> Subtraction:
+    """Check, find the kernel with `solve` (FWHM of both images, variances by name), apply it."""
+    checks.image_pair(name, new, ref, mask=mask, variance_new=variance_new, variance_ref=variance_ref)
+    for key, value in (("flux_new", flux_new), ("flux_ref", flux_ref)):
+        checks.positive(name, key, value)
+    for key, value in (("sigma_x", sigma_x), ("sigma_y", sigma_y)):
+        checks.not_negative(name, key, value)
     x, y = (new.shape[1] - 1) / 2, (new.shape[0] - 1) / 2
-    noise = [checks.noise_of(name, key, value)(x, y)
-             for key, value in zip(("noise_new", "noise_ref"), noises, strict=True)]
-    fwhm = [float(fwhm_of(checks.psf_of(name, key, psf, new.shape)(x, y)))
-            for key, psf in zip(("psf_new", "psf_ref"), psfs, strict=True)]
-    return noise, fwhm
+    known = {}
+    for key, image, noise, variance in (("new", new, noise_new, variance_new), ("ref", ref, noise_ref, variance_ref)):
+        rms = checks.noise_of(name, f"noise_{key}", noise)(x, y)
+        known[f"variance_{key}"] = image + rms**2 if variance is None else variance
+    fwhm = tuple(float(fwhm_of(checks.psf_of(name, key, psf, new.shape)(x, y)))
+                 for key, psf in (("psf_new", psf_new), ("psf_ref", psf_ref)))
+    with checks.named(name):
+        solution = solve(fwhm, **known)
+    return matched_subtract(
+        new, ref, psf_new, solution, noise_new=noise_new, noise_ref=noise_ref, flux_new=flux_new,
+        variance_new=variance_new, variance_ref=variance_ref, sigma_x=sigma_x, sigma_y=sigma_y, mask=mask,
+        decorrelate=decorrelate, tile=tile, name=name)

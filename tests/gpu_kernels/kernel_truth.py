@@ -12,11 +12,12 @@ import scipy.fft
 import scipy.ndimage
 from scipy.spatial import cKDTree
 
+from seechange_mpi.gpu_kernels.matched import matched_subtract
+from seechange_mpi.gpu_kernels.methods import METHODS
 from seechange_mpi.gpu_kernels.resample import warp
-from seechange_mpi.gpu_kernels.zogy import zogy_subtract
 
-METHODS: dict[str, Callable] = {"zogy": zogy_subtract}
-"""Subtractions called like `zogy_subtract` and with its result fields; every test of the truth runs over them."""
+FITTED = ("alard_lupton", "sfft")
+"""Those of `METHODS` that need stars in both images, to find their kernel."""
 
 
 def moffat(size: int, fwhm: float, dx: float = 0.0, dy: float = 0.0, beta: float = 3.5, sub: int = 7) -> np.ndarray:
@@ -143,6 +144,23 @@ class Pair:
             "noise_new": self.noise_new, "noise_ref": self.noise_ref, "flux_new": self.flux_new,
             "flux_ref": self.flux_ref, "variance_new": self.variance("new", truth=truth),
             "variance_ref": self.variance("ref", truth=truth), "mask": self.mask, **more})
+
+
+def known_kernel(name: str, seed: int = 3, **options) -> Callable:
+    """A subtraction called like `zogy_subtract`, with the kernel that a fitted method finds on a field of stars.
+
+    For images without stars, of the PSFs, the noise and the flux ratio that `field_pair` makes.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (601, 600)
+    x, y = grid_positions(rng, shape, 40)
+    pair = field_pair(rng, shape, stars=(x, y, 10 ** rng.uniform(3.5, 5, len(x))))
+    solution = pair.subtract(METHODS[name], kernel_degree=0).solution
+
+    def subtract(new, ref, psf_new, psf_ref, *, flux_ref=1.0, **more):
+        return matched_subtract(new, ref, psf_new, solution, **more, **options)
+
+    return subtract
 
 
 class Paper:
