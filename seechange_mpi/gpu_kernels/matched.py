@@ -1,9 +1,12 @@
 """Subtraction with a matching kernel κ(x, y): I ≈ κ ⊗ T + B, whoever found it (`alard_lupton`, `sfft`).
 
 With the reference convolved, D_raw = N − κ ⊗ R − B; with the new image convolved, D_raw = κ ⊗ N + B − R. Its noise is
-correlated by κ. In tiles in which κ is constant, cross-faded, D_raw is decorrelated (DMTN-021, Reiss & Lupton 2016;
-the filter ψ̂ ∝ 1/√(σ_n² |â_n|² + σ_r² |â_r|²) of `difference_filter`), and the score is the matched filter of D with
-the variance of both images carried through the same filters: it has unit variance with or without decorrelation.
+correlated by κ. In tiles, cross-faded, D_raw is decorrelated (DMTN-021, Reiss & Lupton 2016; the filter
+ψ̂ ∝ 1/√(σ_n² |â_n|² + σ_r² |â_r|²) of `difference_filter`), and the score is the matched filter of D with the variance
+of both images carried through the same filters: it has unit variance with or without decorrelation.
+
+The filters of a tile are those of the κ_c at its centre. The light of the sources is convolved with the κ of each
+pixel nevertheless: (κ(x, y) − κ_c) ⊗ T, a sum over the terms of the polynomial, is taken off with the background.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from seechange_mpi.gpu_kernels import checks
+from seechange_mpi.gpu_kernels import checks, polynomials
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
+from seechange_mpi.gpu_kernels.convolve import convolve_fft
 from seechange_mpi.gpu_kernels.difference import Pair, subtract
 from seechange_mpi.gpu_kernels.difference_filter import DifferenceFilter, matched_filter
 from seechange_mpi.gpu_kernels.fft import centred_kernel
@@ -56,26 +60,61 @@ def matched_subtract(
                         for key, v in (("noise_new", noise_new), ("noise_ref", noise_ref)))
     if max(solution.planes.shape[1:]) >= min(new.shape):
         raise ValueError(f"{name}: the kernel {solution.planes.shape[1:]} must be smaller than the image {new.shape}")
-    xp = get_xp(new, ref)
     of_ref = solution.convolved == "ref"
+    kernel = _Kernel(solution, new, ref, mask)
 
     def filter_at(x: float, y: float, shape: tuple[int, int], real: Any) -> DifferenceFilter:
+        xp = get_xp(new, ref)
         p_n = centred_kernel(xp.asarray(psf(x, y), dtype=real), shape)
-        kernel = centred_kernel(xp.asarray(solution.kernel_at(x, y), dtype=real), shape)
-        a_n, a_r = (xp.ones_like(kernel), kernel) if of_ref else (kernel, xp.ones_like(kernel))
+        convolved = centred_kernel(xp.asarray(kernel.at(x, y), dtype=real), shape)
+        a_n, a_r = (xp.ones_like(convolved), convolved) if of_ref else (convolved, xp.ones_like(convolved))
         return matched_filter(a_n, a_r, p_n, shape, noise_new=noise_n(x, y), noise_ref=noise_r(x, y),
                               decorrelate=decorrelate)
 
-    def background(x: Array, y: Array) -> Array:
-        # new − B, or ref − B
-        return solution.background_at(x, y)
-
-    varying = (solution.degree > 0 and bool(np.any(solution.planes[1:]))) or any(
-        callable(v) for v in (psf_new, noise_new, noise_ref))
+    varying = bool(kernel.changes) or any(callable(v) for v in (psf_new, noise_new, noise_ref))
     size = max(psf((new.shape[1] - 1) / 2, (new.shape[0] - 1) / 2).shape[0], solution.planes.shape[1])
+    # new − B, or ref − B
     pair = Pair(new, ref, variance_new, variance_ref, noise_n, noise_r, float(flux_new), float(sigma_x),
-                float(sigma_y), mask, background, background_of_ref=not of_ref)
+                float(sigma_y), mask, kernel.rest, background_of_ref=not of_ref)
     with checks.named(name):
         result = subtract(pair, filter_at, varying=varying, psf_size=size, tile=tile)
     result.solution = solution
     return result
+
+
+class _Kernel:
+    """κ and B of one tile after the other.
+
+    Attributes
+    ----------
+    changes : (i, j, planes[p] ⊗ T) of each term u^i v^j that varies; empty for a constant kernel.
+    """
+
+    def __init__(self, solution: KernelSolution, new: Array, ref: Array, mask: Array | None) -> None:
+        self.solution, self.centre = solution, (0.0, 0.0)
+        xp = get_xp(new, ref)
+        self.changes: list[tuple[int, int, Array]] = []
+        terms = [(power, plane) for power, plane in zip(polynomials.powers(solution.degree), solution.planes,
+                                                        strict=True) if power != (0, 0) and np.any(plane)]
+        if terms:
+            bad = ~xp.isfinite(new + ref)
+            if mask is not None:
+                bad |= mask
+            image = ref if solution.convolved == "ref" else new
+            self.changes = [(i, j, convolve_fft(image, plane, bad)) for (i, j), plane in terms]
+
+    def at(self, x: float, y: float) -> np.ndarray:
+        """κ at the centre of a tile; `rest` then speaks of this tile."""
+        self.centre = (x - self.solution.x0) / self.solution.x_scale, (y - self.solution.y0) / self.solution.y_scale
+        return self.solution.kernel_at(x, y)
+
+    def rest(self, x: Array, y: Array) -> Array:
+        """B + (κ(x, y) − κ_c) ⊗ T at the pixels x (1, n), y (m, 1) of the tile, κ_c being the kernel at its centre."""
+        s = self.solution
+        total = s.background_at(x, y)
+        if self.changes:
+            part = tuple(slice(int(a[0, 0]), int(a[-1, -1]) + 1) for a in (y, x))
+            (u0, v0), u, v = self.centre, (x - s.x0) / s.x_scale, (y - s.y0) / s.y_scale
+            for i, j, convolved in self.changes:
+                total += (u**i * v**j - u0**i * v0**j) * convolved[part]
+        return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -77,7 +78,7 @@ def sfft_subtract(
     ----------
     new, ref, psf_new, psf_ref, noise_new, noise_ref, flux_new, variance_new, variance_ref, sigma_x, sigma_y, mask, tile
         As `zogy.zogy_subtract`.
-    flux_ref : not used: the kernel finds the flux ratio (``solution.flux_scale``).
+    flux_ref : brings both images to about one unit; the kernel finds the flux ratio (``solution.flux_scale``).
     decorrelate : False leaves ``difference`` the plain difference over its rms, with noise that κ correlates.
     half_width : of the kernel [pix]; default twice the larger FWHM, 5 to 12.
     kernel_degree, background_degree, **solver : see `sfft.solve_sfft`; ``convolve`` is "auto" here.
@@ -87,16 +88,29 @@ def sfft_subtract(
     ValueError
         As `zogy.zogy_subtract` and `sfft.solve_sfft`.
     """
-    def solve(fwhm: tuple[float, float], **variances: Array) -> KernelSolution:
+    def solve(fwhm: tuple[float, float], variance_new: Array, variance_ref: Array) -> KernelSolution:
         width = half_width if half_width is not None else min(12, max(5, round(2 * max(fwhm))))
-        return solve_sfft(
-            new, ref, mask=mask, half_width=width, kernel_degree=kernel_degree, background_degree=background_degree,
-            **{"convolve": "auto", "fwhm_new": fwhm[0], "fwhm_ref": fwhm[1], **variances, **solver})
+        # the ridge of the solver is for images of one unit
+        ratio = float(flux_new / flux_ref)
+        solution = solve_sfft(
+            new, ref * ratio, mask=mask, half_width=width, kernel_degree=kernel_degree,
+            background_degree=background_degree,
+            **{"convolve": "auto", "fwhm_new": fwhm[0], "fwhm_ref": fwhm[1], "variance_new": variance_new,
+               "variance_ref": variance_ref * ratio**2, **solver})
+        return _of_ref_times(solution, 1 / ratio)
 
     return _subtract(
         "sfft_subtract", solve, new, ref, psf_new, psf_ref, noise_new=noise_new, noise_ref=noise_ref,
         flux_new=flux_new, flux_ref=flux_ref, variance_new=variance_new, variance_ref=variance_ref, sigma_x=sigma_x,
         sigma_y=sigma_y, mask=mask, tile=tile, decorrelate=decorrelate)
+
+
+def _of_ref_times(solution: KernelSolution, factor: float) -> KernelSolution:
+    """The solution for the reference times `factor`."""
+    kernel, background = (1 / factor, 1.0) if solution.convolved == "ref" else (factor, factor)
+    scale = solution.flux_scale * kernel
+    return dataclasses.replace(solution, planes=solution.planes * kernel, background=solution.background * background,
+                               flux_scale=scale, figures={**solution.figures, "flux_scale": scale})
 
 
 METHODS: dict[str, Method] = {

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.signal
 from kernel_truth import FITTED, METHODS, add_stars, field_pair, grid_positions, recipe_pair, say, stamp
 
@@ -13,7 +14,7 @@ from seechange_mpi.gpu_kernels.kernel_solution import KernelSolution
 from seechange_mpi.gpu_kernels.matched import matched_subtract
 
 IMAGES = ("difference", "score", "score_corr", "flux", "flux_err", "translient")
-SHAPE = (391, 460)
+SHAPE = (351, 400)
 
 
 @pytest.fixture(params=FITTED)
@@ -38,6 +39,12 @@ def star_pair(fwhm=(4.0, 3.0), shape=SHAPE, ratio=0.9, seed=1, transients=True):
     return pair
 
 
+@lru_cache(maxsize=8)
+def subtracted(method, fwhm=(4.0, 3.0), shape=SHAPE):
+    """Result for `star_pair`, not to be changed."""
+    return star_pair(fwhm, shape).subtract(METHODS[method])
+
+
 def quiet_part(pair, least=0.05):
     """Pixels that hold next to no light of sources."""
     return ((pair.signal_new < least * pair.noise_new) & (pair.signal_ref < least * pair.noise_ref) & ~pair.mask)
@@ -53,9 +60,10 @@ def correlation(image, good, dy, dx):
 
 
 def fluxes(pair, result):
-    """Mean of flux / truth of the transients, its error, and the rms of the pulls."""
+    """Mean of flux / truth of the transients whose pixel is good, its error, and the rms of the pulls."""
     y, x, f = (pair.transients[k] for k in ("y", "x", "f"))
-    at = y.astype(int), x.astype(int)
+    good = np.isfinite(result.flux[y.astype(int), x.astype(int)])
+    at, f = (y[good].astype(int), x[good].astype(int)), f[good]
     value, error = result.flux[at] / f, result.flux_err[at] / f
     weight = 1 / error**2
     return ((value * weight).sum() / weight.sum(), weight.sum() ** -0.5,
@@ -85,36 +93,36 @@ def test_noise_of_the_difference(method):
 
 
 def test_decorrelation_gains_signal(method):
-    """At one place the decorrelated score is the optimal one; the other is not above it."""
+    """On the sky the error of the flux is least with decorrelation; the flux is right with and without."""
     pair = star_pair()
-    at = tuple(pair.transients[k].astype(int) for k in ("y", "x"))
-    white, plain = (pair.subtract(METHODS[method], decorrelate=d) for d in (True, False))
-    gain = (plain.flux_err / white.flux_err)[at]
-    say(f"{method}: flux errors without decorrelation {np.mean(gain):.4f} of those with it")
-    assert 1.0 < np.mean(gain) < 1.05
+    white, plain = subtracted(method), pair.subtract(METHODS[method], decorrelate=False)
+    loss = np.mean((plain.flux_err / white.flux_err)[quiet_part(pair)])
+    say(f"{method}: flux errors on the sky without decorrelation {loss:.4f} of those with it")
+    assert 1.001 < loss < 1.05
     for result in (white, plain):
         mean, error, pull = fluxes(pair, result)
         assert abs(mean - 1) < 4 * error
-        assert pull == pytest.approx(1, abs=0.35)
+        assert pull == pytest.approx(1, abs=0.5)
 
 
 @pytest.mark.parametrize(("fwhm", "convolved"), [((4.0, 3.0), "ref"), ((2.7, 3.8), "new")])
-@pytest.mark.parametrize("shape", [(391, 460), (400, 433)])
+@pytest.mark.parametrize("shape", [SHAPE, (360, 361)])
 def test_both_directions(method, fwhm, convolved, shape):
     """Static stars vanish, transients keep their flux, P_D is what a transient looks like in D."""
-    pair = star_pair(fwhm, shape)
-    result = pair.subtract(METHODS[method])
+    pair, result = star_pair(fwhm, shape), subtracted(method, fwhm, shape)
     assert result.solution.convolved == convolved
     assert result.solution.flux_scale == pytest.approx(0.9 if convolved == "ref" else 1 / 0.9, rel=0.01)
     mean, error, pull = fluxes(pair, result)
     bright = (pair.signal_ref / pair.gain > pair.noise_ref**2)
     for x, y in zip(pair.transients["x"].astype(int), pair.transients["y"].astype(int), strict=True):
         bright[y - 8: y + 9, x - 8: x + 9] = False
-    on_stars = np.std(result.score_corr[bright])
+    on_stars, of_zogy = (np.std(r.score_corr[bright]) for r in (result, subtracted("zogy", fwhm, shape)))
     say(f"{method}, {convolved} convolved, {shape}: flux {mean:.4f} ± {error:.4f}, pulls {pull:.2f}, "
-        f"score on stars {on_stars:.3f}, on the sky {np.std(result.score_corr[quiet_part(pair)]):.3f}")
+        f"score on stars {on_stars:.3f} (ZOGY {of_zogy:.3f}), "
+        f"on the sky {np.std(result.score_corr[quiet_part(pair)]):.3f}")
     assert abs(mean - 1) < 4 * error
-    assert on_stars == pytest.approx(1, abs=0.15)
+    assert on_stars == pytest.approx(of_zogy, abs=0.07)
+    assert on_stars == pytest.approx(1, abs=0.2)
     assert np.std(result.score_corr[quiet_part(pair)]) == pytest.approx(1, abs=0.05)
     assert result.psf.sum() == pytest.approx(1, abs=1e-5)
     half = result.psf.shape[0] // 2
@@ -137,20 +145,18 @@ def test_images_of_one_seeing(method):
     assert np.std(result.score_corr[quiet_part(pair)]) == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("unit", [0.01, 100.0])
-def test_unit_of_the_reference(method, unit):
-    """The reference in another unit changes nothing; the kernel finds the factor."""
-    pair = star_pair()
-    plain = pair.subtract(METHODS[method])
-    scaled = pair.subtract(METHODS[method], variance_ref=pair.variance("ref") * np.float32(unit**2),
-                           noise_ref=pair.noise_ref * unit, flux_ref=unit)
-    del scaled
+@pytest.mark.parametrize(("unit", "fwhm"), [(0.01, (4.0, 3.0)), (100.0, (2.7, 3.8))])
+def test_unit_of_the_reference(method, unit, fwhm):
+    """The reference in another unit changes nothing but the kernel."""
+    pair, plain = star_pair(fwhm), subtracted(method, fwhm)
     other = METHODS[method](
         pair.new, pair.ref * np.float32(unit), pair.psf_new, pair.psf_ref, noise_new=pair.noise_new,
-        noise_ref=pair.noise_ref * unit, flux_new=pair.flux_new, variance_new=pair.variance("new"),
-        variance_ref=pair.variance("ref") * np.float32(unit**2), mask=pair.mask)
-    assert other.solution.flux_scale == pytest.approx(plain.solution.flux_scale / unit, rel=1e-3)
-    assert np.abs(other.score_corr - plain.score_corr).max() < 0.05
+        noise_ref=pair.noise_ref * unit, flux_new=pair.flux_new, flux_ref=unit, mask=pair.mask,
+        variance_new=pair.variance("new"), variance_ref=pair.variance("ref") * np.float32(unit**2))
+    scale = plain.solution.flux_scale * (1 / unit if plain.solution.convolved == "ref" else unit)
+    assert other.solution.flux_scale == pytest.approx(scale, rel=1e-4)
+    assert other.solution.figures["flux_scale"] == other.solution.flux_scale
+    assert np.abs(other.score_corr - plain.score_corr).max() < 0.02
     assert np.abs(other.flux / plain.flux - 1)[np.abs(plain.score_corr) > 5].max() < 0.01
 
 
@@ -159,7 +165,7 @@ def test_plane_left_in_the_images(method):
     pair = star_pair()
     yy, xx = np.mgrid[: SHAPE[0], : SHAPE[1]]
     plane = (20 + 15 * xx / SHAPE[1] - 40 * yy / SHAPE[0]).astype(np.float32)
-    clean = pair.subtract(METHODS[method])
+    clean = subtracted(method)
     for name in ("new", "ref"):
         images = {"new": pair.new, "ref": pair.ref} | {name: getattr(pair, name) + plane}
         result = METHODS[method](
@@ -169,8 +175,10 @@ def test_plane_left_in_the_images(method):
         # near the edges the plane is convolved with what is off the frame
         inner = np.s_[25:-25, 25:-25]
         off = (result.score_corr - clean.score_corr)[inner]
-        say(f"{method}: plane in {name} changes the score by {np.abs(off).max():.3f} at most")
-        assert np.abs(off).max() < 0.3
+        say(f"{method}: plane in {name} changes the score by {off.mean():+.3f} ± {off.std():.3f}, "
+            f"{np.abs(off).max():.2f} at most")
+        assert abs(off.mean()) < 0.1
+        assert off.std() < 0.15
 
 
 def test_masked_and_missing_pixels(method):
@@ -200,23 +208,13 @@ def test_masked_and_missing_pixels(method):
         assert np.isfinite(image[~bad]).all(), name
     near = scipy.ndimage.binary_dilation(bad, iterations=4) & ~bad & quiet_part(pair)
     assert np.std(result.score_corr[near]) == pytest.approx(1, abs=0.1)
-    mean, error, _ = fluxes_of_good(pair, result, bad)
+    mean, error, _ = fluxes(pair, result)
     assert abs(mean - 1) < 4 * error
-
-
-def fluxes_of_good(pair, result, bad):
-    """As `fluxes`, of the transients whose own pixel is good."""
-    y, x = (pair.transients[k].astype(int) for k in ("y", "x"))
-    good = ~bad[y, x]
-    y, x, f = y[good], x[good], pair.transients["f"][good]
-    value, error = result.flux[y, x] / f, result.flux_err[y, x] / f
-    weight = 1 / error**2
-    return (value * weight).sum() / weight.sum(), weight.sum() ** -0.5, None
 
 
 def test_double_precision(method):
     pair = star_pair()
-    single = pair.subtract(METHODS[method])
+    single = subtracted(method)
     args = {"noise_new": pair.noise_new, "noise_ref": pair.noise_ref, "flux_new": pair.flux_new,
             "variance_new": pair.variance("new").astype(float), "variance_ref": pair.variance("ref").astype(float)}
     double = METHODS[method](pair.new.astype(float), pair.ref.astype(float), pair.psf_new.astype(float),
@@ -237,18 +235,22 @@ def test_images_in_electrons(method):
     told = METHODS[method](pair.new, pair.ref, pair.psf_new, pair.psf_ref, variance_new=pair.variance("new"),
                            variance_ref=pair.variance("ref"), **args)
     untold = METHODS[method](pair.new, pair.ref, pair.psf_new, pair.psf_ref, **args)
-    assert np.abs(untold.score_corr - told.score_corr).max() < 0.01
+    # the background that is taken off counts in one and not in the other
+    assert np.abs(untold.score_corr - told.score_corr).max() < 0.05
     bright = pair.signal_new > pair.noise_new**2
     assert np.std(untold.score_corr[bright]) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("degree", [1, 2])
 def test_psf_and_noise_that_vary(method, degree):
-    """The PSF widens over the frame and the sky brightens; callables tell, κ of that degree follows."""
-    rng = np.random.default_rng(8)
-    shape = (600, 601)
+    """The PSF widens over the frame and the sky brightens: κ of that degree, applied pixel by pixel, leaves no stars.
 
-    def fwhm(x, y):
+    In one tile alone the FWHM changes by half a pixel.
+    """
+    rng = np.random.default_rng(8)
+    shape = (420, 441)
+
+    def fwhm(x):
         u = x / shape[1]
         return 3.6 + 0.8 * (u if degree == 1 else 4 * (u - 0.5) ** 2)
 
@@ -256,7 +258,7 @@ def test_psf_and_noise_that_vary(method, degree):
     flux = 10 ** rng.uniform(4.0, 4.7, len(x))
     sky = 100 * (1 + 2 * np.arange(shape[0]) / shape[0])[:, None] * np.ones(shape)
     clean = np.zeros((2, *shape))
-    add_stars(clean[0], x, y, flux, np.round(fwhm(x, y), 2), 31)
+    add_stars(clean[0], x, y, flux, np.round(fwhm(x), 2), 31)
     add_stars(clean[1], x, y, flux, 3.0, 31)
     new, ref = ((rng.poisson(image + sky) - sky).astype(np.float32) for image in clean)
     variance = [(image + sky).astype(np.float32) for image in clean]
@@ -265,26 +267,37 @@ def test_psf_and_noise_that_vary(method, degree):
         return float(np.sqrt(sky[round(y), 0]))
 
     def run(kernel_degree, **more):
-        return METHODS[method](new, ref, lambda x, y: stamp(31, float(fwhm(x, y))), lambda x, y: stamp(31, 3.0),
-                               noise_new=noise, noise_ref=noise, kernel_degree=kernel_degree, tile=150,
+        return METHODS[method](new, ref, lambda x, y: stamp(31, float(fwhm(x))), lambda x, y: stamp(31, 3.0),
+                               noise_new=noise, noise_ref=noise, kernel_degree=kernel_degree, tile=200,
                                **({"variance_new": variance[0], "variance_ref": variance[1]} | more))
 
-    told, constant = run(degree), run(0)
+    # without variances: noise² + image with the noise of the place, not that of the centre
+    told, constant, untold = run(degree), run(0), run(degree, variance_new=None, variance_ref=None)
     bright = clean[0] > sky
     quiet = (clean[0] < 0.5) & (clean[1] < 0.5)
-    stds = [np.std(r.score_corr[bright]) for r in (told, constant)]
+    stds = [np.std(r.score_corr[bright]) for r in (told, constant, untold)]
     say(f"{method}, degree {degree}: score on stars {stds[0]:.3f}, with a constant kernel {stds[1]:.3f}, "
         f"on the sky {np.std(told.score_corr[quiet]):.3f}")
-    assert stds[0] < 1.2
-    assert stds[1] > 1.3 * stds[0]
-    assert np.std(told.difference[quiet]) == pytest.approx(1, abs=0.02)
-    assert np.std(told.score_corr[quiet]) == pytest.approx(1, abs=0.04)
-    assert told.flux_zero_points[-1, 300] / told.flux_zero_points[0, 300] == pytest.approx(3**-0.5, rel=0.2)
-    # noise² + image with the noise of the place, not that of the centre
-    untold = run(degree, variance_new=None, variance_ref=None)
-    assert np.std(untold.score_corr[quiet]) == pytest.approx(1, abs=0.04)
-    for part in (np.s_[:150], np.s_[-150:]):
-        assert np.std(untold.score_corr[part][quiet[part]]) == pytest.approx(1, abs=0.08)
+    assert stds[0] == pytest.approx(1, abs=0.12)
+    assert stds[1] > 2
+    assert stds[2] == pytest.approx(1, abs=0.15)
+    for result, tolerance in ((told, 0.08), (untold, 0.12)):
+        assert np.std(result.difference[quiet]) == pytest.approx(1, abs=0.02)
+        assert np.std(result.score_corr[quiet]) == pytest.approx(1, abs=0.04)
+        for part in (np.s_[:140], np.s_[-140:]):
+            assert np.std(result.score_corr[part][quiet[part]]) == pytest.approx(1, abs=tolerance)
+    zero_points = told.flux_zero_points
+    assert zero_points[-1, 220] / zero_points[0, 220] == pytest.approx((1.5 / 2.5) ** 0.5, rel=0.1)
+
+
+def test_varying_kernel_does_not_depend_on_the_tiles(method):
+    """The difference that is not filtered is the same whatever the tiles: κ is that of each pixel."""
+    pair = star_pair()
+    results = [pair.subtract(METHODS[method], decorrelate=False, tile=tile, kernel_degree=1) for tile in (100, 1000)]
+    scales = [np.median(r.flux_zero_points) for r in results]
+    a, b = (r.difference / z for r, z in zip(results, scales, strict=True))
+    inner = np.s_[20:-20, 20:-20]
+    assert np.abs(a - b)[inner].max() < 0.02 * np.std(b[quiet_part(pair)])
 
 
 def solution_of(kernel, convolved="ref", background=0.0):

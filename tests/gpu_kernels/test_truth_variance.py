@@ -198,6 +198,7 @@ def test_peaks_of_much_empty_sky(method):
     shape, n = (2048, 4096), 24
     counts = count_peaks(known_kernel(method) if method in FITTED else METHODS[method], shape, n, 12, (4.0, 5.0))
     pixels = n * shape[0] * shape[1]
-    say(f"{method}: local maxima of both signs in {pixels:.2e} px: > 4 sigma {counts[0, 0]} (white noise {counts[1, 0]}), "
-          f"> 5 sigma {counts[0, 1]} ({counts[1, 1]}); > 5 sigma per sign and 2048 x 4096: {counts[0, 1] / n / 2:.2f}")
+    say(f"{method}: local maxima of both signs in {pixels:.2e} px: > 4 sigma {counts[0, 0]} "
+        f"(white noise {counts[1, 0]}), > 5 sigma {counts[0, 1]} ({counts[1, 1]}); "
+        f"> 5 sigma per sign and 2048 x 4096: {counts[0, 1] / n / 2:.2f}")
     assert_like_white(counts)
