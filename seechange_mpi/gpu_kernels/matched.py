@@ -112,9 +112,15 @@ class _Kernel:
         """B + (κ(x, y) − κ_c) ⊗ T at the pixels x (1, n), y (m, 1) of the tile, κ_c being the kernel at its centre."""
         s = self.solution
         total = s.background_at(x, y)
-        if self.changes:
-            part = tuple(slice(int(a[0, 0]), int(a[-1, -1]) + 1) for a in (y, x))
-            (u0, v0), u, v = self.centre, (x - s.x0) / s.x_scale, (y - s.y0) / s.y_scale
-            for i, j, convolved in self.changes:
-                total += (u**i * v**j - u0**i * v0**j) * convolved[part]
+        if not self.changes:
+            return total
+        real = self.changes[0][2].dtype
+        total = total.astype(real)
+        part = tuple(slice(int(a[0, 0]), int(a[-1, -1]) + 1) for a in (y, x))
+        (u0, v0), u, v = self.centre, (x - s.x0) / s.x_scale, (y - s.y0) / s.y_scale
+        for i, j, convolved in self.changes:
+            weight = (u**i).astype(real) * (v**j).astype(real)
+            weight -= real.type(u0**i * v0**j)
+            weight *= convolved[part]
+            total += weight
         return total
