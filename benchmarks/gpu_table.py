@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scene import SHAPE, SIZE, SKY, Scene, best_of, cpu_name, scene
 
 from seechange_mpi.gpu_kernels.background import fit_background
 from seechange_mpi.gpu_kernels.cosmicray import detect_cosmics
 from seechange_mpi.gpu_kernels.device import free_memory, use_device
+from seechange_mpi.gpu_kernels.methods import alard_lupton_subtract, sfft_subtract
 from seechange_mpi.gpu_kernels.photometry import psf_photometry
 from seechange_mpi.gpu_kernels.psf_model import fit_psf
 from seechange_mpi.gpu_kernels.resample import warp
 from seechange_mpi.gpu_kernels.zogy import zogy_subtract
 
-SKY, FWHM, SIZE = 20.0, 3.6, 25
 CPU_LIMIT_S = 6.0
 """A CPU call that took longer is not repeated."""
 
@@ -48,81 +46,38 @@ class Row:
     transfers: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """An image full of stars on a jittered grid."""
-
-    new: np.ndarray
-    ref: np.ndarray
-    variance: np.ndarray
-    mask: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    psf: np.ndarray
-
-
-@lru_cache(maxsize=1)
-def scene(shape: tuple[int, int], n_stars: int) -> Scene:
-    """Two exposures of the same stars, Gaussian PSF, 0.2 % of the pixels masked."""
-    rng = np.random.default_rng(1)
-    step = max(int(np.sqrt(shape[0] * shape[1] / n_stars)), SIZE)
-    gy, gx = np.meshgrid(np.arange(step // 2, shape[0] - step // 3, step),
-                         np.arange(step // 2, shape[1] - step // 3, step), indexing="ij")
-    x, y = (g.ravel()[:n_stars] + rng.uniform(-1, 1, g.size)[:n_stars] for g in (gx, gy))
-    flux = 10 ** rng.uniform(3.5, 5.5, len(x))
-    u = np.arange(SIZE) - SIZE // 2
-    cx, cy = np.round(x).astype(int), np.round(y).astype(int)
-    width = FWHM / np.sqrt(8 * np.log(2))
-    px, py = (np.exp(-0.5 * ((u[None, :] - (p - c)[:, None]) / width) ** 2) for p, c in ((x, cx), (y, cy)))
-    stamps = flux[:, None, None] * py[:, :, None] * px[:, None, :] / (2 * np.pi * width**2)
-    yy = np.clip(cy[:, None] + u, 0, shape[0] - 1)[:, :, None]
-    xx = np.clip(cx[:, None] + u, 0, shape[1] - 1)[:, None, :]
-    clean = np.zeros(shape)
-    np.add.at(clean, (yy, xx), stamps)
-    new, ref = ((clean + rng.normal(0, 1, shape) * np.sqrt(SKY**2 + clean)).astype(np.float32) for _ in range(2))
-    psf = np.exp(-0.5 * (u[:, None] ** 2 + u[None, :] ** 2) / width**2)
-    return Scene(new, ref, (SKY**2 + clean).astype(np.float32), rng.random(shape) < 0.002, x, y,
-                 (psf / psf.sum()).astype(np.float32))
-
-
-def zogy_inputs(s: Scene) -> dict[str, Any]:
-    return {"new": s.new, "ref": s.ref, "psf_new": s.psf, "psf_ref": s.psf, "noise_new": SKY, "noise_ref": SKY,
-            "variance_new": s.variance, "variance_ref": s.variance, "mask": s.mask, "sigma_x": 0.05, "sigma_y": 0.05}
+def subtraction_inputs(s: Scene) -> dict[str, Any]:
+    return {"new": s.new, "ref": s.ref, "psf_new": s.psf_new, "psf_ref": s.psf_ref, "noise_new": SKY, "noise_ref": SKY,
+            "variance_new": s.variance_new, "variance_ref": s.variance_ref, "mask": s.mask, "sigma_x": 0.05,
+            "sigma_y": 0.05}
 
 
 def warp_inputs(s: Scene) -> dict[str, Any]:
     return {"data": s.new, "xy_of": lambda x, y: (x + 1e-3 * y + 0.3, y - 1e-3 * x - 0.4), "shape": s.new.shape,
-            "variance": s.variance, "flags": s.mask.astype(np.uint16), "bad": s.mask}
+            "variance": s.variance_new, "flags": s.mask.astype(np.uint16), "bad": s.mask}
 
 
 def photometry_inputs(s: Scene) -> dict[str, Any]:
-    return {"data": s.new, "variance": s.variance, "mask": s.mask, "x": s.x, "y": s.y, "psf": s.psf}
+    return {"data": s.new, "variance": s.variance_new, "mask": s.mask, "x": s.x, "y": s.y, "psf": s.psf_new}
 
 
 def psf_inputs(s: Scene) -> dict[str, Any]:
     every = slice(None, None, max(1, len(s.x) // 300))
-    return {"data": s.new, "variance": s.variance, "mask": s.mask, "x": s.x[every], "y": s.y[every], "size": SIZE}
+    return {"data": s.new, "variance": s.variance_new, "mask": s.mask, "x": s.x[every], "y": s.y[every], "size": SIZE}
 
 
 ROWS = [
-    Row("zogy_subtract", zogy_inputs, zogy_subtract),
-    Row("zogy_subtract with transfers", zogy_inputs, zogy_subtract, transfers=True),
+    Row("zogy_subtract", subtraction_inputs, zogy_subtract),
+    Row("zogy_subtract with transfers", subtraction_inputs, zogy_subtract, transfers=True),
+    Row("alard_lupton_subtract, kernel of degree 1", lambda s: {**subtraction_inputs(s), "kernel_degree": 1},
+        alard_lupton_subtract),
+    Row("sfft_subtract, kernel of degree 1", lambda s: {**subtraction_inputs(s), "kernel_degree": 1}, sfft_subtract),
     Row("warp: data, variance, flags", warp_inputs, warp),
     Row("psf_photometry of all stars", photometry_inputs, psf_photometry),
     Row("fit_background", lambda s: {"data": s.new, "mask": s.mask}, fit_background),
-    Row("detect_cosmics", lambda s: {"data": s.new, "variance": s.variance, "mask": s.mask}, detect_cosmics),
+    Row("detect_cosmics", lambda s: {"data": s.new, "variance": s.variance_new, "mask": s.mask}, detect_cosmics),
     Row("fit_psf, 300 stars", psf_inputs, fit_psf),
 ]
-
-
-def best_of(work: Callable[[], object], n: int, limit_s: float) -> float:
-    """Least wall time of `n` calls, fewer once `limit_s` is spent [s]."""
-    times: list[float] = []
-    while len(times) < n and sum(times) < limit_s:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def images(result: Any) -> list[Any]:
@@ -166,24 +121,17 @@ def measure(row: Row, stage: Scene, n: int) -> tuple[float, float, float]:
     import cupy
 
     given = row.inputs(stage)
-    cpu = best_of(lambda: row.call(**given), n, CPU_LIMIT_S)
+    cpu = best_of(lambda: row.call(**given), n, CPU_LIMIT_S, time.perf_counter)
     free_memory()
     pool = cupy.get_default_memory_pool()
     work = gpu_work(row, given)
     work()
     # the pool keeps what it took: its size after the first call is the peak
     peak = pool.total_bytes() / 2**20
-    gpu = best_of(work, max(n, 5), 20.0)
+    gpu = best_of(work, max(n, 5), 20.0, time.perf_counter)
     del work
     free_memory()
     return cpu, gpu, peak
-
-
-def cpu_name() -> str:
-    """Model of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.machine())
 
 
 def table(shape: tuple[int, int], n_stars: int, n: int = 3) -> bool:
@@ -212,7 +160,7 @@ def table(shape: tuple[int, int], n_stars: int, n: int = 3) -> bool:
 def main() -> int:
     """Print the table; 2 where no device answers, 1 where a kernel failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", type=int, nargs=2, default=(4096, 2048), metavar=("NY", "NX"))
+    parser.add_argument("--shape", type=int, nargs=2, default=SHAPE, metavar=("NY", "NX"))
     parser.add_argument("--stars", type=int, default=5000)
     options = parser.parse_args()
     try:

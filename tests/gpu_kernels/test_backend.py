@@ -279,6 +279,7 @@ def test_the_steps_of_the_pipeline_on_the_stand_in():
 
 def test_the_table_of_gpu_times_runs(stand_in, capsys, monkeypatch):
     path = Path(__file__).parents[2] / "benchmarks" / "gpu_table.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("gpu_table", path)
     gpu_table = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "gpu_table", gpu_table)

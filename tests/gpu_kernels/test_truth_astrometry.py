@@ -65,7 +65,8 @@ def test_recipe_with_jitter(method):
 def test_recipe_many_seeds(method):
     """Purity ≥ 0.98 (0.95 with a fitted kernel) and completeness ≥ 0.82 at 5 σ over 12 frames.
 
-    hotpants and sfft have a purity of 0.2 with the same displaced stars. Noise peaks are included: 1.2 a frame are expected (`test_peaks_of_much_empty_sky`), which alone makes 0.98.
+    hotpants and sfft have a purity of 0.2 with the same displaced stars. Noise peaks are included: 1.2 a frame are
+    expected (`test_peaks_of_much_empty_sky`), which alone makes 0.98.
     """
     shape, subtract = (2048, 4096), METHODS[method]
     (ideal,) = census(subtract, range(1, 5), shape, (0.0, 0.0), 0.0)
