@@ -39,6 +39,11 @@ def star_pair(fwhm=(4.0, 3.0), shape=SHAPE, ratio=0.9, seed=1, transients=True):
     return pair
 
 
+@lru_cache(maxsize=1)
+def crowd():
+    return recipe_pair(45, (640, 801), n_transients=6)
+
+
 @lru_cache(maxsize=8)
 def subtracted(method, fwhm=(4.0, 3.0), shape=SHAPE):
     """Result for `star_pair`, not to be changed."""
@@ -72,7 +77,7 @@ def fluxes(pair, result):
 
 def test_noise_of_the_difference(method):
     """White with decorrelation; correlated without; the score has unit variance both ways, the usual one has not."""
-    pair = recipe_pair(45, (700, 901), n_transients=6)
+    pair = crowd()
     quiet = quiet_part(pair)
     white, plain = (pair.subtract(METHODS[method], decorrelate=d) for d in (True, False))
     lags = [(dy, dx) for dy in range(3) for dx in range(-2, 3) if (dy, dx) > (0, 0)]
@@ -105,8 +110,8 @@ def test_decorrelation_gains_signal(method):
         assert pull == pytest.approx(1, abs=0.5)
 
 
-@pytest.mark.parametrize(("fwhm", "convolved"), [((4.0, 3.0), "ref"), ((2.7, 3.8), "new")])
-@pytest.mark.parametrize("shape", [SHAPE, (360, 361)])
+@pytest.mark.parametrize(("fwhm", "convolved", "shape"), [
+    ((4.0, 3.0), "ref", SHAPE), ((2.7, 3.8), "new", SHAPE), ((2.7, 3.8), "new", (360, 361))])
 def test_both_directions(method, fwhm, convolved, shape):
     """Static stars vanish, transients keep their flux, P_D is what a transient looks like in D."""
     pair, result = star_pair(fwhm, shape), subtracted(method, fwhm, shape)
@@ -248,7 +253,7 @@ def test_psf_and_noise_that_vary(method, degree):
     In one tile alone the FWHM changes by half a pixel.
     """
     rng = np.random.default_rng(8)
-    shape = (420, 441)
+    shape = (400, 401)
 
     def fwhm(x):
         u = x / shape[1]
@@ -272,22 +277,21 @@ def test_psf_and_noise_that_vary(method, degree):
                                **({"variance_new": variance[0], "variance_ref": variance[1]} | more))
 
     # without variances: noise² + image with the noise of the place, not that of the centre
-    told, constant, untold = run(degree), run(0), run(degree, variance_new=None, variance_ref=None)
+    told, untold = run(degree), run(degree, variance_new=None, variance_ref=None)
     bright = clean[0] > sky
     quiet = (clean[0] < 0.5) & (clean[1] < 0.5)
-    stds = [np.std(r.score_corr[bright]) for r in (told, constant, untold)]
-    say(f"{method}, degree {degree}: score on stars {stds[0]:.3f}, with a constant kernel {stds[1]:.3f}, "
-        f"on the sky {np.std(told.score_corr[quiet]):.3f}")
-    assert stds[0] == pytest.approx(1, abs=0.12)
-    assert stds[1] > 2
-    assert stds[2] == pytest.approx(1, abs=0.15)
+    stds = [np.std(r.score_corr[bright]) for r in (told, untold)]
+    say(f"{method}, degree {degree}: score on stars {stds[0]:.3f}, on the sky {np.std(told.score_corr[quiet]):.3f}")
+    assert stds == pytest.approx([1, 1], abs=0.15)
+    if degree == 1:
+        assert np.std(run(0).score_corr[bright]) > 2
     for result, tolerance in ((told, 0.08), (untold, 0.12)):
         assert np.std(result.difference[quiet]) == pytest.approx(1, abs=0.02)
         assert np.std(result.score_corr[quiet]) == pytest.approx(1, abs=0.04)
         for part in (np.s_[:140], np.s_[-140:]):
             assert np.std(result.score_corr[part][quiet[part]]) == pytest.approx(1, abs=tolerance)
     zero_points = told.flux_zero_points
-    assert zero_points[-1, 220] / zero_points[0, 220] == pytest.approx((1.5 / 2.5) ** 0.5, rel=0.1)
+    assert zero_points[-1, 200] / zero_points[0, 200] == pytest.approx((1.5 / 2.5) ** 0.5, rel=0.1)
 
 
 def test_varying_kernel_does_not_depend_on_the_tiles(method):
