@@ -7,7 +7,9 @@ neighbouring tiles overlap further and are cross-faded linearly.
 
 Masked pixels and everything off the frame count as zero with zero variance: they add neither signal nor noise
 elsewhere, S_corr keeps unit variance next to them, and the flux of a source that lost part of its profile to them is
-scaled by what is left.
+scaled by what is left. Masked pixels on stars and galaxies are filled instead with what the rest of both images says
+(`fill`), so that the static source still cancels; the variance of S and the response to a transient next to them fall
+by what the filling may have taken from them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
 from seechange_mpi.gpu_kernels.difference_filter import DifferenceFilter, psf_stamp, reach
 from seechange_mpi.gpu_kernels.fft import good_size, irfft2, rfft2
+from seechange_mpi.gpu_kernels.fill import Fill, fill_values
 from seechange_mpi.gpu_kernels.subtraction import Subtraction
 
 FilterAt = Callable[[float, float, tuple[int, int], Any], DifferenceFilter]
@@ -131,17 +134,32 @@ def subtract(
     count, shape = _layout((ny, nx), margin, varying, tile, on_cpu=xp is np, least=psf_size)
     constant = None if varying else filter_at(*middle, shape, real.type)
     planes = _Planes(xp, (ny, nx), real, varying)
+    bad = _bad(pair, xp)
+    fill = None if bad is None else fill_values(
+        pair, bad, lambda x, y: filter_at(x, y, (n, n), np.float64) if varying else centre, varying=varying)
     buffer = xp.zeros(shape, dtype=real)
     any_good = False
     for part in _tiles((ny, nx), count, margin, varying):
         x, y = (part.x.start + part.x.stop - 1) / 2, (part.y.start + part.y.stop - 1) / 2
-        work = _Work(pair, part, constant or filter_at(x, y, shape, real.type), buffer, cache, x, y)
+        work = _Work(pair, part, constant or filter_at(x, y, shape, real.type), buffer, cache, x, y, bad, fill)
         any_good |= work.run(planes)
     if not any_good:
         raise ValueError("no pixel is good in both images")
     return Subtraction(
         planes.difference, psf_stamp(centre, psf_size + psf_size // 2).astype(real), planes.score, planes.score_corr,
         planes.flux, planes.flux_err, planes.translient, centre.f_d * pair.flux_new, planes.zero_points)
+
+
+def _bad(pair: Pair, xp: Any) -> Array | None:
+    """Pixels that are masked or not finite; None if there are none."""
+    total = pair.new + pair.ref
+    for variance in (pair.variance_new, pair.variance_ref):
+        if variance is not None:
+            total = total + variance
+    bad = ~xp.isfinite(total)
+    if pair.mask is not None:
+        bad |= pair.mask
+    return bad if bool(bad.any()) else None
 
 
 @dataclass(frozen=True)
@@ -219,7 +237,7 @@ class _Work:
     """One tile: transform, filter, transform back, combine."""
 
     def __init__(self, pair: Pair, part: _Tile, filters: DifferenceFilter, buffer: Array, cache: ReferenceCache | None,
-                 x: float, y: float) -> None:
+                 x: float, y: float, bad: Array | None, fill: Fill | None) -> None:
         self.pair, self.part, self.f, self.buffer, self.cache = pair, part, filters, buffer, cache
         self.xp = get_xp(pair.new, pair.ref)
         self.real: Any = buffer.dtype.type
@@ -231,20 +249,21 @@ class _Work:
                         for w, o in zip(self.wide, (part.y0, part.x0), strict=True))
         self.core = (slice(part.y.start - part.y0, part.y.stop - part.y0),
                      slice(part.x.start - part.x0, part.x.stop - part.x0))
-        self.bad = self._bad()
+        self.bad = None if bad is None else bad[self.wide]
+        if self.bad is not None and not bool(self.bad.any()):
+            self.bad = None
+        self.fill = None if fill is None or self.bad is None else self._fill(fill)
         self.good_hat: Array | None = None
 
-    def _bad(self) -> Array | None:
-        """Pixels of the tile that are masked or not finite; None if there are none."""
-        pair, wide, xp = self.pair, self.wide, self.xp
-        total = pair.new[wide] + pair.ref[wide]
-        for variance in (pair.variance_new, pair.variance_ref):
-            if variance is not None:
-                total = total + variance[wide]
-        bad = ~xp.isfinite(total)
-        if pair.mask is not None:
-            bad |= pair.mask[wide]
-        return bad if bool(bad.any()) else None
+    def _fill(self, fill: Fill) -> Fill | None:
+        """Of the filling, what lies in the tile, or None; y and x from the tile's origin."""
+        ys, xs = self.wide
+        index = self.xp.nonzero((fill.y >= ys.start) & (fill.y < ys.stop) & (fill.x >= xs.start) & (fill.x < xs.stop)
+                                )[0]
+        if len(index) == 0:
+            return None
+        return Fill(fill.y[index] - ys.start, fill.x[index] - xs.start, fill.new[index], fill.ref[index],
+                    fill.log_kept[self.part.y, self.part.x])
 
     def run(self, planes: _Planes) -> bool:
         """Fill the planes; return whether any pixel was good."""
@@ -260,7 +279,8 @@ class _Work:
                 return False
         self.good_hat = self._good_transform()
         n_hat, v_hat = self._transforms(self.pair.new, self.pair.variance_new, self.noise[0],
-                                        None if self.pair.background_of_ref else self.pair.background)
+                                        None if self.pair.background_of_ref else self.pair.background,
+                                        None if self.fill is None else self.fill.new)
         r_hat, w_hat = self._reference_transforms()
         v_hat *= f.kk_n
         v_hat += w_hat * f.kk_r
@@ -290,8 +310,8 @@ class _Work:
         return rfft2(self.buffer)
 
     def _transforms(self, image: Array, variance: Array | None, noise: float,
-                    background: Callable[[Array, Array], Array] | None) -> tuple[Array, Array]:
-        """Transforms of an image and of its variance, zero where masked and off the frame."""
+                    background: Callable[[Array, Array], Array] | None, filled: Array | None) -> tuple[Array, Array]:
+        """Transforms of an image and of its variance, zero off the frame and where masked (unless `filled`)."""
         buffer, inside = self.buffer, self.buffer[self.at]
         buffer[:] = 0
         inside[...] = image[self.wide]
@@ -299,29 +319,34 @@ class _Work:
             inside -= background(*self._positions()).astype(buffer.dtype)
         self._blank(inside)
         image_hat = rfft2(buffer)
+        blank_hat = image_hat
+        if filled is not None and self.fill is not None:
+            inside[self.fill.y, self.fill.x] = filled
+            image_hat = rfft2(buffer)
         if variance is not None:
             inside[...] = variance[self.wide]
             self._blank(inside)
             return image_hat, rfft2(buffer)
         # noise² + image, the transform of noise² × good being known
         if self.good_hat is None:
-            variance_hat = image_hat.copy()
+            variance_hat = blank_hat.copy()
             variance_hat[0, 0] += self.real(noise**2 * buffer.size)
         else:
             variance_hat = self.good_hat * self.real(noise**2)
-            variance_hat += image_hat
+            variance_hat += blank_hat
         return image_hat, variance_hat
 
     def _reference_transforms(self) -> tuple[Array, Array]:
-        pair = self.pair
+        pair, cache = self.pair, self.cache if self.fill is None else None  # the filling depends on the new image
         key = (self.part.y0, self.part.x0, self.buffer.shape, self.buffer.dtype, self.noise[1])
-        known = self.cache.get(pair, key, self.bad, self.xp) if self.cache is not None else None
+        known = cache.get(pair, key, self.bad, self.xp) if cache is not None else None
         if known is not None:
             return known
         made = self._transforms(pair.ref, pair.variance_ref, self.noise[1],
-                                pair.background if pair.background_of_ref else None)
-        if self.cache is not None:
-            self.cache.put(key, self.bad, *made)
+                                pair.background if pair.background_of_ref else None,
+                                None if self.fill is None else self.fill.ref)
+        if cache is not None:
+            cache.put(key, self.bad, *made)
         return made
 
     def _blank(self, inside: Array) -> None:
@@ -338,7 +363,10 @@ class _Work:
         """Everything that follows from D, S and the variance of S."""
         xp, real, f, pair = self.xp, self.real, self.f, self.pair
         xp.maximum(v, real(1e-3 * f.s_var), out=v)
-        gain = self._gain()
+        kept = None if self.fill is None else xp.exp(self.fill.log_kept)
+        if kept is not None:
+            v *= kept
+        gain = self._gain(kept)
         error = xp.sqrt(v)
         for part in parts:
             self._add_gradients(v, part, pair.sigma_x**2, pair.sigma_y**2)
@@ -371,12 +399,14 @@ class _Work:
             g *= self.real(0.25 * weight)
             total += g
 
-    def _gain(self) -> Any:
+    def _gain(self, kept: Array | None) -> Any:
         """1 / (F_n × response of S to a unit transient): what is masked or off the frame counts for nothing."""
         xp, f, real = self.xp, self.f, self.real
         if self.good_hat is None:
             return real(1 / (f.f_s * self.pair.flux_new))
         seen = irfft2(self.good_hat * f.response_hat, f.shape, overwrite=True)[self.core]
+        if kept is not None:
+            seen *= kept
         xp.maximum(seen, real(_LEAST_SEEN * f.f_s), out=seen)
         return xp.divide(real(1 / self.pair.flux_new), seen, out=seen)
 

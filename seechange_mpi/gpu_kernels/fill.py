@@ -1,0 +1,459 @@
+"""Masked pixels on static sources, predicted from the good pixels of both images.
+
+`difference` counts masked pixels as zero. On empty sky nothing better is known; where a bad column crosses a star,
+though, the holes of the two images are convolved with different filters and leave false residuals. There the masked
+values u are replaced by their conditional mean, given the good pixels of both images and the model behind
+`difference_filter`: both images show one sky g through (a_r, a_n), under white noise of rms σ_n, σ_r, and g ⊗ a_r is
+F_n f ⊗ P_n of a sky f of white power τ². With Ĉ the 2 × 2 power matrix of (N, R) per frequency, c_ij(v) the transforms
+of Ĉ⁻¹,
+
+    Ĉ⁻¹ = d̂ d̂* + w ê ê*,   d̂ = (d_n, −d_r),   ê ∝ (d_r, d_n)* / (σ_n², σ_r²),   w = 1 / (1 + τ² × S/N² of f per mode)
+
+and G the matrix c(p − q) of the masked pixels p, q of both images:  G u = −(Ĉ⁻¹ data)(p), data zero where masked. For
+τ → ∞ this is the u of least |D|²: the static sky explains all it can. τ is taken from the light around the pixels; a
+lower one costs less signal next to them.
+
+What is fitted cannot be seen as a transient: near filled pixels V(S) and the response of S fall by
+
+    q(x) = (V_0 − b_xᵀ G⁻¹ b_x) / (V_0 − Σ_p σ_n² k_n(x − p)² + σ_r² k_r(x − p)²),   b_x = (k_n(x − p), −k_r(x − p)),
+
+V_0 the variance of S on empty sky. `difference` multiplies both by q, so that S_corr keeps unit variance and fluxes
+stay right. (Exact for white noise and the decorrelated matched filter; on stars V is that of zeros times q.)
+
+Bounds: only masked pixels are filled around which both images show light; of wide holes a rim as deep as the look-out
+for light, the rest stays zero; connected holes of more than `_LARGEST` pixels are solved in blocks, in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
+from seechange_mpi.gpu_kernels.difference_filter import DifferenceFilter
+from seechange_mpi.gpu_kernels.fft import irfft2
+
+if TYPE_CHECKING:
+    from seechange_mpi.gpu_kernels.difference import Pair
+
+_BRIGHT, _SEEN = 5.0, 3.0
+"""S/N of the light around a masked pixel: at least `_BRIGHT` in one image and `_SEEN` in the other."""
+
+_LINK = 8
+"""Masked pixels nearer than this are solved together [pix]."""
+
+_LARGEST, _BLOCK = 192, 12
+"""Holes of more pixels than this are cut into squares of that side [pix]."""
+
+_SWEEPS, _SWEEPS_CUT = 2, 8
+"""Passes over the holes, which see each other's filling; over holes that were cut."""
+
+_CELL = 1024
+"""Side of the squares in which the filters count as constant where they vary [pix]."""
+
+_ERROR = 0.3
+"""c_ij end where they would carry this error from light of τ [sigma]."""
+
+_K_ENDS = 0.01
+"""Of its peak at which k counts as ended, where q is concerned."""
+
+_MARGIN = 48
+"""Their largest half width [pix]."""
+
+_LEAST = 0.01
+"""Of V_0 that is left at least."""
+
+_MANY = 1 << 22
+"""Values handled at once."""
+
+
+@dataclass
+class Fill:
+    """Values for masked pixels.
+
+    Attributes
+    ----------
+    y, x : (m,) int, the pixels.
+    new, ref : (m,) float, the values, backgrounds of matching kernels taken off.
+    log_kept : (ny, nx) float, logarithm of q, 0 far from filled pixels.
+    """
+
+    y: Array
+    x: Array
+    new: Array
+    ref: Array
+    log_kept: Array
+
+
+def fill_values(
+    pair: Pair, bad: Array, filters_at: Callable[[float, float], DifferenceFilter], *, varying: bool
+) -> Fill | None:
+    """Predict the masked pixels that lie on static sources.
+
+    Parameters
+    ----------
+    pair : the images.
+    bad : (ny, nx) bool, masked or not finite in either.
+    filters_at : (x, y) -> filters in float64 on a grid several times as wide as they are.
+    varying : they change over the frame; else they are asked for once, at its centre.
+
+    Returns
+    -------
+    Fill, or None where no masked pixel is near light. NumPy and CuPy agree to 1e-5 of the light there.
+    """
+    xp = get_xp(pair.new, pair.ref)
+    if not bool(bad.any()):
+        return None
+    ny, nx = bad.shape
+    step = _CELL if varying else max(ny, nx)
+    cells = [_Cell(pair, filters_at, min(x0 + step, nx) - 1 + x0, min(y0 + step, ny) - 1 + y0)
+             for y0 in range(0, ny, step) for x0 in range(0, nx, step)]
+    across = -(-nx // step)
+    spread = float(np.clip(np.sqrt(_area(cells[len(cells) // 2].filters) / (4 * np.pi)), 1, 4))
+    images = _Images(pair, bad, xp)
+    found = _on_light(images, bad, spread, lambda y, x: (y // step) * across + x // step, cells)
+    if found is None:
+        return None
+    images.take_background(pair, bad)
+    holes = _holes(*(asnumpy(a) for a in found))
+    log_kept = xp.zeros(bad.shape, dtype=images.real)
+    batches = [_Batch(part, cells[key[0]].tables(key[1]), images, log_kept) for key, part in _batches(holes)]
+    for sweep in range(_SWEEPS_CUT):
+        for batch in batches:
+            if sweep < _SWEEPS or batch.cut:
+                batch.solve(images)
+    y, x = xp.asarray(holes.y), xp.asarray(holes.x)
+    return Fill(y, x, *images.at(y, x), log_kept)
+
+
+class _Cell:
+    """Filters of a part of the frame; noise, and tables by τ."""
+
+    def __init__(self, pair: Pair, filters_at: Callable[[float, float], DifferenceFilter], x2: int, y2: int) -> None:
+        self.x, self.y, self._filters_at = x2 / 2, y2 / 2, filters_at
+        self.noise = pair.noise_new(self.x, self.y), pair.noise_ref(self.x, self.y)
+        self._filters: DifferenceFilter | None = None
+        self._tables: dict[int, _Tables] = {}
+
+    @property
+    def filters(self) -> DifferenceFilter:
+        if self._filters is None:
+            self._filters = self._filters_at(self.x, self.y)
+        return self._filters
+
+    def tables(self, decade: int) -> _Tables:
+        """Tables for τ = 10^decade σ_n."""
+        if decade not in self._tables:
+            self._tables[decade] = _Tables(self.filters, *self.noise, 10.0**decade)
+        return self._tables[decade]
+
+
+class _Tables:
+    """c_ij and k as stamps around offset 0, and V_0.
+
+    Attributes
+    ----------
+    c : (3, 2h + 1, 2h + 1), c_nn, c_nr, c_rr;  weights_new, weights_ref : ((2h + 1)², 2), the same as weights of a
+        window of one image for both rows of Ĉ⁻¹.
+    k : (2, 2j + 1, 2j + 1), k_n, −k_r over √V_0;  lost : σ_n² k_n² + σ_r² k_r² over V_0.
+    """
+
+    def __init__(self, f: DifferenceFilter, noise_new: float, noise_ref: float, tau: float) -> None:
+        xp = get_xp(f.d_n)
+        v_n, v_r = noise_new**2, noise_ref**2
+        p_n, p_r = (d.real**2 + d.imag**2 for d in (f.d_n, f.d_r))
+        den = v_n * p_n + v_r * p_r
+        sky = p_r / v_n + p_n / v_r
+        both = p_n * p_r
+        signal = (tau * noise_new * f.f_d) ** 2 * (f.psf_hat.real**2 + f.psf_hat.imag**2) * sky
+        w = both / (both + signal) / sky
+        cross = xp.conj(f.d_n) * f.d_r
+        hats = (p_n / den + w * p_r / v_n**2, -cross / den + w * cross / (v_n * v_r), p_r / den + w * p_n / v_r**2)
+        peaks = (1 / v_n, 1 / (noise_new * noise_ref), 1 / v_r)
+        ends = min(max(_ERROR / tau, 1e-7), 1e-4)
+        self.c = _stamps([irfft2(a.astype(xp.complex128), f.shape) for a in hats], peaks, ends)
+        self.half = self.c.shape[1] // 2
+        nn, nr, rr = (c.ravel() for c in self.c[:, ::-1, ::-1])
+        rn = self.c[1].ravel()
+        self.weights_new, self.weights_ref = xp.stack([nn, rn], axis=1), xp.stack([nr, rr], axis=1)
+        k_n, k_r = irfft2(f.k_n, f.shape), irfft2(f.k_r, f.shape)
+        k = [k_n / f.s_var**0.5, -k_r / f.s_var**0.5]
+        peaks = (float(xp.abs(k[0]).max()), float(xp.abs(k[1]).max()))
+        self.reach = _stamps(k, peaks, _K_ENDS).shape[1] // 2
+        self.k = _stamps(k, peaks, ends)  # cut short, b would not be smooth enough for G⁻¹
+        self.lost = v_n * self.k[0] ** 2 + v_r * self.k[1] ** 2
+
+
+def _stamps(planes: list[Array], scales: tuple[float, ...], tolerance: float) -> Array:
+    """Cut planes with their origin at [0, 0] down to where one exceeds `tolerance` of its scale."""
+    xp = get_xp(planes[0])
+    ny, nx = planes[0].shape
+    large = xp.zeros(planes[0].shape, dtype=bool)
+    for plane, scale in zip(planes, scales, strict=True):
+        large |= xp.abs(plane) > tolerance * scale
+    half = 1
+    for axis, n in ((1, ny), (0, nx)):
+        index = xp.arange(n)
+        half = max(half, int((xp.minimum(index, n - index) * large.any(axis=axis)).max()))
+    half = min(half, min(ny, nx) // 2 - 1, _MARGIN)
+    return xp.stack([xp.roll(p, (half, half), axis=(0, 1))[: 2 * half + 1, : 2 * half + 1] for p in planes])
+
+
+def _area(f: DifferenceFilter) -> float:
+    """1 / Σ P_D² [pix]."""
+    return float(1 / (irfft2(f.psf_hat, f.shape) ** 2).sum())
+
+
+class _Images:
+    """Both images, zero where masked, with a margin of zeros."""
+
+    def __init__(self, pair: Pair, bad: Array, xp: Any) -> None:
+        self.xp, self.shape = xp, bad.shape
+        self.real: Any = np.float32 if pair.new.dtype == np.float32 else np.float64
+        self.margin = _MARGIN
+        ny, nx = bad.shape
+        self.inner = slice(self.margin, self.margin + ny), slice(self.margin, self.margin + nx)
+        self.planes = []
+        for image in (pair.new, pair.ref):
+            plane = xp.zeros((ny + 2 * self.margin, nx + 2 * self.margin), dtype=self.real)
+            plane[self.inner] = image
+            xp.copyto(plane[self.inner], self.real(0), where=bad)
+            self.planes.append(plane)
+
+    def take_background(self, pair: Pair, bad: Array) -> None:
+        """Take the background of a matching kernel off."""
+        if pair.background is None:
+            return
+        xp, (ny, nx) = self.xp, self.shape
+        value = pair.background(xp.arange(nx, dtype=xp.float64)[None, :], xp.arange(ny, dtype=xp.float64)[:, None])
+        inside = self.planes[1 if pair.background_of_ref else 0][self.inner]
+        inside -= value.astype(self.real)
+        xp.copyto(inside, self.real(0), where=bad)
+
+    def windows(self, plane: Array, y: Array, x: Array, half: int) -> Array:
+        """Windows (n, 2 half + 1, 2 half + 1) of a padded plane around pixels."""
+        view = self.xp.lib.stride_tricks.sliding_window_view(plane, (2 * half + 1, 2 * half + 1))
+        return view[y + (self.margin - half), x + (self.margin - half)]
+
+    def at(self, y: Array, x: Array) -> tuple[Array, Array]:
+        """Values of both at pixels."""
+        return self.planes[0][self.inner][y, x], self.planes[1][self.inner][y, x]
+
+    def add(self, y: Array, x: Array, new: Array, ref: Array) -> None:
+        """Add to both at pixels, each given once."""
+        for plane, value in zip(self.planes, (new, ref), strict=True):
+            plane[y + self.margin, x + self.margin] += value.astype(self.real)
+
+
+def _on_light(images: _Images, bad: Array, spread: float, cell_of: Callable[[Array, Array], Array],
+              cells: list[_Cell]) -> tuple[Array, ...] | None:
+    """Masked pixels with light around them: y, x, their cells, log10 of τ / σ_n; or None.
+
+    The light is the mean of the good pixels, weighted by a Gaussian of rms `spread` [pix]; it is also what the pixels
+    are filled with at first.
+    """
+    xp, real = images.xp, images.real
+    half = int(np.ceil(3.5 * spread))
+    u = xp.arange(-half, half + 1)
+    profile = xp.exp(-0.5 * (u[:, None] ** 2 + u[None, :] ** 2) / spread**2).ravel()
+    good = xp.zeros(images.planes[0].shape, dtype=bool)
+    good[images.inner] = ~bad
+    noise = xp.asarray(np.array([c.noise for c in cells]))
+    parts = []
+    ys, xs = xp.nonzero(_rim(bad, half) if int(bad.sum()) > _MANY >> 6 else bad)
+    for part in _chunks(len(ys), profile.size):
+        y, x = ys[part], xs[part]
+        cell = cell_of(y, x)
+        seen = images.windows(good, y, x, half).reshape(len(y), -1).astype(real)
+        weight, power = seen @ profile.astype(real), seen @ (profile**2).astype(real)
+        mean = [images.windows(p, y, x, half).reshape(len(y), -1) @ profile.astype(real) for p in images.planes]
+        scale = [1 / (noise[cell, k] * xp.sqrt(xp.maximum(power, 1e-20))) for k in (0, 1)]
+        ratio = [m * s for m, s in zip(mean, scale, strict=True)]
+        lit = (xp.maximum(*ratio) > _BRIGHT) & (xp.minimum(*ratio) > _SEEN)
+        at = xp.nonzero(lit)[0]
+        y, x, cell, weight = y[at], x[at], cell[at], weight[at]
+        top = [images.windows(p, y, x, half).reshape(len(y), -1).max(axis=1) / noise[cell, k]
+               for k, p in enumerate(images.planes)] if len(at) else [weight, weight]
+        # the less is seen of what is around a pixel, the brighter it may be itself
+        tau = 2 * xp.maximum(*top) / xp.clip((weight / profile.sum()) ** 2, 0.02, 1)
+        parts.append((y, x, cell, xp.log10(xp.maximum(tau, 1)), *(m[at] / weight for m in mean)))
+    found = [xp.concatenate(a) for a in zip(*parts, strict=True)] if parts else []
+    if not found or len(found[0]) == 0:
+        return None
+    images.add(found[0], found[1], found[4], found[5])
+    return tuple(found[:4])
+
+
+def _rim(bad: Array, depth: int) -> Array:
+    """Bad pixels not farther than `depth` from a good one along both axes."""
+    xp = get_xp(bad)
+    ny, nx = bad.shape
+    deep = bad.copy()
+    for axis, n in ((0, ny), (1, nx)):
+        before = deep.copy()
+        for k in range(1, min(depth, n - 1) + 1):
+            low, high = (slice(0, n - k), slice(k, n)) if axis == 1 else (np.s_[: n - k], np.s_[k:])
+            if axis == 0:
+                deep[low] &= before[high]
+                deep[high] &= before[low]
+            else:
+                deep[:, low] &= before[:, high]
+                deep[:, high] &= before[:, low]
+    return xp.logical_and(bad, ~deep)
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    step = max(1, _MANY // size)
+    return (slice(k, min(k + step, n)) for k in range(0, n, step))
+
+
+@dataclass
+class _Holes:
+    """Pixels to fill, sorted by hole; host arrays.
+
+    Attributes
+    ----------
+    y, x : (m,) int;  start : (holes + 1,) first pixel of each hole.
+    cell, decade, colour : (holes,) int; colour 0 for whole holes, 1–4 for blocks of cut ones, none beside its like.
+    """
+
+    y: np.ndarray
+    x: np.ndarray
+    start: np.ndarray
+    cell: np.ndarray
+    decade: np.ndarray
+    colour: np.ndarray
+
+
+def _holes(y: np.ndarray, x: np.ndarray, cell: np.ndarray, log_tau: np.ndarray) -> _Holes:
+    """Group pixels."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    i, j = cKDTree(np.stack([y, x], axis=1)).query_pairs(_LINK, output_type="ndarray").T
+    label = connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(len(y), len(y))), directed=False)[1]
+    cut = np.bincount(label)[label] > _LARGEST
+    by, bx = y // _BLOCK, x // _BLOCK
+    key = np.stack([np.where(cut, -1, label), np.where(cut, by, 0), np.where(cut, bx, 0)])
+    label = np.unique(key, axis=1, return_inverse=True)[1].ravel()
+    order = np.argsort(label, kind="stable")
+    y, x, label = y[order], x[order], label[order]
+    start = np.concatenate([[0], np.nonzero(np.diff(label))[0] + 1, [len(y)]])
+    first = order[start[:-1]]
+    colour = np.where(cut[first], 1 + 2 * (by[first] % 2) + bx[first] % 2, 0)
+    decade = np.clip(np.ceil(np.maximum.reduceat(log_tau[order], start[:-1])), 1, 8).astype(int)
+    return _Holes(y, x, start, cell[first], decade, colour)
+
+
+@dataclass
+class _Part:
+    """Holes of like size: y, x (holes, size), padded by repetition;  valid (holes, size)."""
+
+    y: np.ndarray
+    x: np.ndarray
+    valid: np.ndarray
+    cut: bool
+
+
+def _batches(holes: _Holes) -> Iterator[tuple[tuple[int, int], _Part]]:
+    """(cell, decade) and holes that are solved at once, whole ones first."""
+    count = np.diff(holes.start)
+    size = 2 ** np.ceil(np.log2(count)).astype(int)
+    keys = np.stack([holes.colour, holes.cell, holes.decade, size], axis=1)
+    unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+    for k, (colour, cell, decade, width) in enumerate(unique.tolist()):
+        members = np.nonzero(inverse.ravel() == k)[0]
+        step = max(1, _MANY // (2 * width) ** 2)
+        for first in range(0, len(members), step):
+            which = members[first: first + step]
+            index = holes.start[which][:, None] + np.arange(width)
+            valid = np.arange(width) < count[which][:, None]
+            index = np.where(valid, index, holes.start[which][:, None])
+            yield (cell, decade), _Part(holes.y[index], holes.x[index], valid, colour > 0)
+
+
+class _Batch:
+    """G⁻¹ of some holes."""
+
+    def __init__(self, part: _Part, tables: _Tables, images: _Images, log_kept: Array) -> None:
+        xp = self.xp = images.xp
+        self.cut, self.tables = part.cut, tables
+        self.y, self.x, self.valid = xp.asarray(part.y), xp.asarray(part.x), xp.asarray(part.valid)
+        self.inverse = xp.linalg.inv(self._matrix())
+        self._count_loss(part, log_kept)
+
+    def _matrix(self) -> Array:
+        """G (holes, 2 size, 2 size); unit rows for pixels that only pad."""
+        xp, t = self.xp, self.tables
+        dy, dx = (a[:, :, None] - a[:, None, :] for a in (self.y, self.x))
+        real = self.valid[:, :, None] & self.valid[:, None, :]
+        nn, nr, rr = (xp.where(real, _look_up(c, dy, dx), 0) for c in t.c)
+        g = xp.concatenate([xp.concatenate([nn, nr], axis=2),
+                            xp.concatenate([nr.transpose(0, 2, 1), rr], axis=2)], axis=1)
+        both = xp.concatenate([self.valid, self.valid], axis=1)
+        index = xp.arange(g.shape[1])
+        g[:, index, index] = xp.where(both, g[:, index, index] * (1 + 1e-9), 1)
+        return g
+
+    def solve(self, images: _Images) -> None:
+        """Bring the pixels to their conditional mean, given everything else in the images."""
+        xp, t = self.xp, self.tables
+        at = xp.nonzero(self.valid.ravel())[0]
+        y, x = self.y.ravel()[at], self.x.ravel()[at]
+        right = xp.zeros((self.valid.size, 2))
+        real = images.real
+        for part in _chunks(len(at), len(t.weights_new)):
+            right[at[part]] = sum(
+                images.windows(p, y[part], x[part], t.half).reshape(-1, len(w)) @ w.astype(real)
+                for p, w in zip(images.planes, (t.weights_new, t.weights_ref), strict=True))
+        holes, size = self.valid.shape
+        right = right.reshape(holes, size, 2).transpose(0, 2, 1).reshape(holes, 2 * size, 1)
+        step = -xp.matmul(self.inverse, right).reshape(holes, 2, size)
+        images.add(y, x, step[:, 0].ravel()[at], step[:, 1].ravel()[at])
+
+    def _count_loss(self, part: _Part, log_kept: Array) -> None:
+        """Add log q of these holes."""
+        xp, t = self.xp, self.tables
+        origin = [a.min(axis=1) - t.reach for a in (part.y, part.x)]
+        extent = [int((a.max(axis=1) - o).max()) + t.reach + 1 for a, o in zip((part.y, part.x), origin, strict=True)]
+        cost = 4 * part.y.shape[1] * extent[0] * extent[1]
+        for chunk in _chunks(len(part.y), cost):
+            row = xp.asarray(origin[0][chunk])[:, None] + xp.arange(extent[0])
+            column = xp.asarray(origin[1][chunk])[:, None] + xp.arange(extent[1])
+            dy = row[:, None, :, None] - self.y[chunk][:, :, None, None]
+            dx = column[:, None, None, :] - self.x[chunk][:, :, None, None]
+            valid = self.valid[chunk][:, :, None, None]
+            b_n, b_r, lost = (xp.where(valid, _look_up(a, dy, dx), 0) for a in (*t.k, t.lost))
+            b = xp.concatenate([b_n, b_r], axis=1).reshape(len(row), -1, extent[0] * extent[1])
+            fitted = (b * xp.matmul(self.inverse[chunk], b)).sum(axis=1).reshape(len(row), *extent)
+            q = xp.maximum(1 - fitted, _LEAST) / xp.maximum(1 - lost.sum(axis=1), _LEAST)
+            _add_at(log_kept, row, column, xp.log(xp.clip(q, _LEAST, 1)))
+
+
+def _look_up(table: Array, dy: Array, dx: Array) -> Array:
+    """Values of a stamp at offsets from its middle, 0 outside."""
+    xp = get_xp(table)
+    half = table.shape[0] // 2
+    inside = (xp.abs(dy) <= half) & (xp.abs(dx) <= half)
+    index = (xp.clip(dy, -half, half) + half) * table.shape[1] + (xp.clip(dx, -half, half) + half)
+    return xp.where(inside, xp.take(table.ravel(), index), 0)
+
+
+def _add_at(plane: Array, row: Array, column: Array, values: Array) -> None:
+    """Add values (n, h, w) at rows (n, h) and columns (n, w), those off the plane left out."""
+    xp = get_xp(plane)
+    ny, nx = plane.shape
+    inside = ((row >= 0) & (row < ny))[:, :, None] & ((column >= 0) & (column < nx))[:, None, :]
+    index = (row[:, :, None] * nx + column[:, None, :])[inside]
+    values = values[inside].astype(plane.dtype)
+    flat = plane.ravel()
+    if xp is np:
+        np.add.at(flat, index, values)
+    else:
+        import cupyx
+
+        cupyx.scatter_add(flat, index, values)
