@@ -34,7 +34,7 @@ import numpy as np
 
 from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
 from seechange_mpi.gpu_kernels.difference_filter import DifferenceFilter
-from seechange_mpi.gpu_kernels.fft import irfft2
+from seechange_mpi.gpu_kernels.fft import irfft2, rfft2
 
 if TYPE_CHECKING:
     from seechange_mpi.gpu_kernels.difference import Pair
@@ -59,6 +59,9 @@ _ERROR = 0.3
 
 _K_ENDS = 0.01
 """Of its peak at which k counts as ended, where q is concerned."""
+
+_DECADES = 5
+_RIDGE = 1e-9
 
 _MARGIN = 48
 """Their largest half width [pix]."""
@@ -165,41 +168,58 @@ class _Tables:
         xp = get_xp(f.d_n)
         v_n, v_r = noise_new**2, noise_ref**2
         p_n, p_r = (d.real**2 + d.imag**2 for d in (f.d_n, f.d_r))
-        den = v_n * p_n + v_r * p_r
+        root = xp.sqrt(v_n * p_n + v_r * p_r)
         sky = p_r / v_n + p_n / v_r
         both = p_n * p_r
         signal = (tau * noise_new * f.f_d) ** 2 * (f.psf_hat.real**2 + f.psf_hat.imag**2) * sky
-        w = both / (both + signal) / sky
-        cross = xp.conj(f.d_n) * f.d_r
-        hats = (p_n / den + w * p_r / v_n**2, -cross / den + w * cross / (v_n * v_r), p_r / den + w * p_n / v_r**2)
-        peaks = (1 / v_n, 1 / (noise_new * noise_ref), 1 / v_r)
-        ends = min(max(_ERROR / tau, 1e-7), 1e-4)
-        self.c = _stamps([irfft2(a.astype(xp.complex128), f.shape) for a in hats], peaks, ends)
-        self.half = self.c.shape[1] // 2
+        w = xp.sqrt(both / (both + signal) / sky)
+        # conj(ê) of the module, so that data are multiplied by it
+        rows = [f.d_n / root, -f.d_r / root, w / v_n * xp.conj(f.d_r), w / v_r * xp.conj(f.d_n)]
+        whitened = (noise_new, noise_ref) * 2
+        ends = min(max(_ERROR / tau, 1e-6), 1e-4)
+        planes = [irfft2(a, f.shape) for a in rows]
+        h = _half_width([p * s for p, s in zip(planes, whitened, strict=True)], ends, _MARGIN // 2)
+        # cut first, multiplied later: G stays positive and the right-hand side in its range
+        d_n, d_r, e_n, e_r = (rfft2(_box(p, h)) for p in planes)
+        hats = (d_n * xp.conj(d_n) + e_n * xp.conj(e_n), d_r * xp.conj(d_n) + e_r * xp.conj(e_n),
+                d_r * xp.conj(d_r) + e_r * xp.conj(e_r))
+        self.half = 2 * h
+        self.c = xp.stack([_stamp(irfft2(a, f.shape), self.half) for a in hats])
         nn, nr, rr = (c.ravel() for c in self.c[:, ::-1, ::-1])
         rn = self.c[1].ravel()
         self.weights_new, self.weights_ref = xp.stack([nn, rn], axis=1), xp.stack([nr, rr], axis=1)
-        k_n, k_r = irfft2(f.k_n, f.shape), irfft2(f.k_r, f.shape)
-        k = [k_n / f.s_var**0.5, -k_r / f.s_var**0.5]
-        peaks = (float(xp.abs(k[0]).max()), float(xp.abs(k[1]).max()))
-        self.reach = _stamps(k, peaks, _K_ENDS).shape[1] // 2
-        self.k = _stamps(k, peaks, ends)  # cut short, b would not be smooth enough for G⁻¹
+        score = (v_n * f.k_n * xp.conj(f.d_n) + v_r * f.k_r * xp.conj(f.d_r)) / (root * f.s_var**0.5)
+        k = [irfft2(score * d, f.shape) for d in (d_n, d_r)]
+        self.reach = _half_width([a * s / xp.abs(a * s).max() for a, s in zip(k, whitened[:2], strict=True)], _K_ENDS,
+                                 _MARGIN)
+        self.k = xp.stack([_stamp(a, _MARGIN) for a in k])
         self.lost = v_n * self.k[0] ** 2 + v_r * self.k[1] ** 2
 
 
-def _stamps(planes: list[Array], scales: tuple[float, ...], tolerance: float) -> Array:
-    """Cut planes with their origin at [0, 0] down to where one exceeds `tolerance` of its scale."""
+def _half_width(planes: list[Array], tolerance: float, largest: int) -> int:
+    """Largest distance from [0, 0] along an axis at which one of the periodic planes exceeds `tolerance`."""
     xp = get_xp(planes[0])
-    ny, nx = planes[0].shape
     large = xp.zeros(planes[0].shape, dtype=bool)
-    for plane, scale in zip(planes, scales, strict=True):
-        large |= xp.abs(plane) > tolerance * scale
+    for plane in planes:
+        large |= xp.abs(plane) > tolerance
     half = 1
-    for axis, n in ((1, ny), (0, nx)):
+    for axis, n in ((1, large.shape[0]), (0, large.shape[1])):
         index = xp.arange(n)
         half = max(half, int((xp.minimum(index, n - index) * large.any(axis=axis)).max()))
-    half = min(half, min(ny, nx) // 2 - 1, _MARGIN)
-    return xp.stack([xp.roll(p, (half, half), axis=(0, 1))[: 2 * half + 1, : 2 * half + 1] for p in planes])
+    return min(half, largest)
+
+
+def _stamp(plane: Array, half: int) -> Array:
+    """The pixels around [0, 0] of a periodic plane."""
+    return get_xp(plane).roll(plane, (half, half), axis=(0, 1))[: 2 * half + 1, : 2 * half + 1]
+
+
+def _box(plane: Array, half: int) -> Array:
+    """A periodic plane, zero beyond `half` from [0, 0]."""
+    xp = get_xp(plane)
+    ny, nx = plane.shape
+    near = [xp.minimum(xp.arange(n), n - xp.arange(n)) <= half for n in (ny, nx)]
+    return plane * (near[0][:, None] & near[1][None, :])
 
 
 def _area(f: DifferenceFilter) -> float:
@@ -345,7 +365,7 @@ def _holes(y: np.ndarray, x: np.ndarray, cell: np.ndarray, log_tau: np.ndarray) 
     start = np.concatenate([[0], np.nonzero(np.diff(label))[0] + 1, [len(y)]])
     first = order[start[:-1]]
     colour = np.where(cut[first], 1 + 2 * (by[first] % 2) + bx[first] % 2, 0)
-    decade = np.clip(np.ceil(np.maximum.reduceat(log_tau[order], start[:-1])), 1, 8).astype(int)
+    decade = np.clip(np.ceil(np.maximum.reduceat(log_tau[order], start[:-1])), 1, _DECADES).astype(int)
     return _Holes(y, x, start, cell[first], decade, colour)
 
 
@@ -396,7 +416,7 @@ class _Batch:
                             xp.concatenate([nr.transpose(0, 2, 1), rr], axis=2)], axis=1)
         both = xp.concatenate([self.valid, self.valid], axis=1)
         index = xp.arange(g.shape[1])
-        g[:, index, index] = xp.where(both, g[:, index, index] * (1 + 1e-9), 1)
+        g[:, index, index] = xp.where(both, g[:, index, index] * (1 + _RIDGE), 1)
         return g
 
     def solve(self, images: _Images) -> None:
@@ -405,10 +425,9 @@ class _Batch:
         at = xp.nonzero(self.valid.ravel())[0]
         y, x = self.y.ravel()[at], self.x.ravel()[at]
         right = xp.zeros((self.valid.size, 2))
-        real = images.real
         for part in _chunks(len(at), len(t.weights_new)):
             right[at[part]] = sum(
-                images.windows(p, y[part], x[part], t.half).reshape(-1, len(w)) @ w.astype(real)
+                images.windows(p, y[part], x[part], t.half).reshape(-1, len(w)).astype(xp.float64) @ w
                 for p, w in zip(images.planes, (t.weights_new, t.weights_ref), strict=True))
         holes, size = self.valid.shape
         right = right.reshape(holes, size, 2).transpose(0, 2, 1).reshape(holes, 2 * size, 1)
