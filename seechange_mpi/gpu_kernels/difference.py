@@ -135,8 +135,9 @@ def subtract(
     constant = None if varying else filter_at(*middle, shape, real.type)
     planes = _Planes(xp, (ny, nx), real, varying)
     bad = _bad(pair, xp)
+    side = good_size(max(128, 3 * psf_size))
     fill = None if bad is None else fill_values(
-        pair, bad, lambda x, y: filter_at(x, y, (n, n), np.float64) if varying else centre, varying=varying)
+        pair, bad, lambda x, y: filter_at(x, y, (side, side), np.float64), varying=varying)
     buffer = xp.zeros(shape, dtype=real)
     any_good = False
     for part in _tiles((ny, nx), count, margin, varying):
@@ -318,9 +319,10 @@ class _Work:
         if background is not None:
             inside -= background(*self._positions()).astype(buffer.dtype)
         self._blank(inside)
-        image_hat = rfft2(buffer)
-        blank_hat = image_hat
-        if filled is not None and self.fill is not None:
+        blank_hat = rfft2(buffer) if variance is None or filled is None else None
+        if filled is None or self.fill is None:
+            image_hat = blank_hat
+        else:
             inside[self.fill.y, self.fill.x] = filled
             image_hat = rfft2(buffer)
         if variance is not None:

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 _BRIGHT, _SEEN = 5.0, 3.0
 """S/N of the light around a masked pixel: at least `_BRIGHT` in one image and `_SEEN` in the other."""
 
+_LOOK = 3.0
+"""How far light is looked for, in units of the rms of the mean PSF."""
+
 _LINK = 8
 """Masked pixels nearer than this are solved together [pix]."""
 
@@ -276,16 +279,16 @@ def _on_light(images: _Images, bad: Array, spread: float, cell_of: Callable[[Arr
     are filled with at first.
     """
     xp, real = images.xp, images.real
-    half = int(np.ceil(3.5 * spread))
+    half = int(np.ceil(_LOOK * spread))
     u = xp.arange(-half, half + 1)
     profile = xp.exp(-0.5 * (u[:, None] ** 2 + u[None, :] ** 2) / spread**2).ravel()
     good = xp.zeros(images.planes[0].shape, dtype=bool)
     good[images.inner] = ~bad
     noise = xp.asarray(np.array([c.noise for c in cells]))
     parts = []
-    ys, xs = xp.nonzero(_rim(bad, half) if int(bad.sum()) > _MANY >> 6 else bad)
-    for part in _chunks(len(ys), profile.size):
-        y, x = ys[part], xs[part]
+    index = xp.flatnonzero(_rim(bad, half) if int(bad.sum()) > _MANY >> 6 else bad)
+    for part in _chunks(len(index), profile.size):
+        y, x = xp.divmod(index[part], bad.shape[1])
         cell = cell_of(y, x)
         seen = images.windows(good, y, x, half).reshape(len(y), -1).astype(real)
         weight, power = seen @ profile.astype(real), seen @ (profile**2).astype(real)
