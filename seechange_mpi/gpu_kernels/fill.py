@@ -39,8 +39,11 @@ from seechange_mpi.gpu_kernels.fft import irfft2, rfft2
 if TYPE_CHECKING:
     from seechange_mpi.gpu_kernels.difference import Pair
 
-_BRIGHT, _SEEN = 5.0, 3.0
-"""S/N of the light around a masked pixel: at least `_BRIGHT` in one image and `_SEEN` in the other."""
+_BRIGHT = (5.0, 3.0)
+"""S/N of the light around a masked pixel, in the one image and in the other, in which a filled hole starts."""
+
+_FAINT = (3.0, 1.0)
+"""The same of the pixels that belong to it."""
 
 _LOOK = 3.0
 """How far light is looked for, in units of the rms of the mean PSF."""
@@ -63,10 +66,11 @@ _ERROR = 0.3
 _K_ENDS = 0.01
 """Of its peak at which k counts as ended, where q is concerned."""
 
+_ENDS = 1e-4
 _DECADES = 5
 _RIDGE = 1e-9
 
-_MARGIN = 48
+_MARGIN = 60
 """Their largest half width [pix]."""
 
 _LEAST = 0.01
@@ -124,7 +128,9 @@ def fill_values(
     if found is None:
         return None
     images.take_background(pair, bad)
-    holes = _holes(*(asnumpy(a) for a in found))
+    holes = _holes(*(asnumpy(a) for a in found[:5]))
+    order = xp.asarray(holes.order)
+    images.add(*(found[k][order] for k in (0, 1, 5, 6)))
     log_kept = xp.zeros(bad.shape, dtype=images.real)
     batches = [_Batch(part, cells[key[0]].tables(key[1]), images, log_kept) for key, part in _batches(holes)]
     for sweep in range(_SWEEPS_CUT):
@@ -179,7 +185,7 @@ class _Tables:
         # conj(ê) of the module, so that data are multiplied by it
         rows = [f.d_n / root, -f.d_r / root, w / v_n * xp.conj(f.d_r), w / v_r * xp.conj(f.d_n)]
         whitened = (noise_new, noise_ref) * 2
-        ends = min(max(_ERROR / tau, 1e-6), 1e-4)
+        ends = min(max(_ERROR / tau, 1e-6), _ENDS)
         planes = [irfft2(a, f.shape) for a in rows]
         h = _half_width([p * s for p, s in zip(planes, whitened, strict=True)], ends, _MARGIN // 2)
         # cut first, multiplied later: G stays positive and the right-hand side in its range
@@ -273,10 +279,9 @@ class _Images:
 
 def _on_light(images: _Images, bad: Array, spread: float, cell_of: Callable[[Array, Array], Array],
               cells: list[_Cell]) -> tuple[Array, ...] | None:
-    """Masked pixels with light around them: y, x, their cells, log10 of τ / σ_n; or None.
+    """Masked pixels with light around them: y, x, their cells, log10 of τ / σ_n, whether bright, and the light; or None.
 
-    The light is the mean of the good pixels, weighted by a Gaussian of rms `spread` [pix]; it is also what the pixels
-    are filled with at first.
+    The light of both images is the mean of the good pixels, weighted by a Gaussian of rms `spread` [pix].
     """
     xp, real = images.xp, images.real
     half = int(np.ceil(_LOOK * spread))
@@ -295,19 +300,16 @@ def _on_light(images: _Images, bad: Array, spread: float, cell_of: Callable[[Arr
         mean = [images.windows(p, y, x, half).reshape(len(y), -1) @ profile.astype(real) for p in images.planes]
         scale = [1 / (noise[cell, k] * xp.sqrt(xp.maximum(power, 1e-20))) for k in (0, 1)]
         ratio = [m * s for m, s in zip(mean, scale, strict=True)]
-        lit = (xp.maximum(*ratio) > _BRIGHT) & (xp.minimum(*ratio) > _SEEN)
+        lit, bright = ((xp.maximum(*ratio) > high) & (xp.minimum(*ratio) > low) for high, low in (_FAINT, _BRIGHT))
         at = xp.nonzero(lit)[0]
         y, x, cell, weight = y[at], x[at], cell[at], weight[at]
         top = [images.windows(p, y, x, half).reshape(len(y), -1).max(axis=1) / noise[cell, k]
                for k, p in enumerate(images.planes)] if len(at) else [weight, weight]
         # the less is seen of what is around a pixel, the brighter it may be itself
         tau = 2 * xp.maximum(*top) / xp.clip((weight / profile.sum()) ** 2, 0.02, 1)
-        parts.append((y, x, cell, xp.log10(xp.maximum(tau, 1)), *(m[at] / weight for m in mean)))
+        parts.append((y, x, cell, xp.log10(xp.maximum(tau, 1)), bright[at], *(m[at] / weight for m in mean)))
     found = [xp.concatenate(a) for a in zip(*parts, strict=True)] if parts else []
-    if not found or len(found[0]) == 0:
-        return None
-    images.add(found[0], found[1], found[4], found[5])
-    return tuple(found[:4])
+    return tuple(found) if found and bool(found[4].any()) else None
 
 
 def _rim(bad: Array, depth: int) -> Array:
@@ -339,10 +341,11 @@ class _Holes:
 
     Attributes
     ----------
-    y, x : (m,) int;  start : (holes + 1,) first pixel of each hole.
+    order, y, x : (m,) int, index among the given pixels, position;  start : (holes + 1,) first pixel of each hole.
     cell, decade, colour : (holes,) int; colour 0 for whole holes, 1–4 for blocks of cut ones, none beside its like.
     """
 
+    order: np.ndarray
     y: np.ndarray
     x: np.ndarray
     start: np.ndarray
@@ -351,25 +354,28 @@ class _Holes:
     colour: np.ndarray
 
 
-def _holes(y: np.ndarray, x: np.ndarray, cell: np.ndarray, log_tau: np.ndarray) -> _Holes:
-    """Group pixels."""
+def _holes(y: np.ndarray, x: np.ndarray, cell: np.ndarray, log_tau: np.ndarray, bright: np.ndarray
+           ) -> _Holes:
+    """Group pixels; groups without a bright one are left out."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import cKDTree
 
     i, j = cKDTree(np.stack([y, x], axis=1)).query_pairs(_LINK, output_type="ndarray").T
     label = connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(len(y), len(y))), directed=False)[1]
+    kept = (np.bincount(label, weights=bright) > 0)[label]
     cut = np.bincount(label)[label] > _LARGEST
     by, bx = y // _BLOCK, x // _BLOCK
     key = np.stack([np.where(cut, -1, label), np.where(cut, by, 0), np.where(cut, bx, 0)])
     label = np.unique(key, axis=1, return_inverse=True)[1].ravel()
     order = np.argsort(label, kind="stable")
+    order = order[kept[order]]
     y, x, label = y[order], x[order], label[order]
     start = np.concatenate([[0], np.nonzero(np.diff(label))[0] + 1, [len(y)]])
     first = order[start[:-1]]
     colour = np.where(cut[first], 1 + 2 * (by[first] % 2) + bx[first] % 2, 0)
     decade = np.clip(np.ceil(np.maximum.reduceat(log_tau[order], start[:-1])), 1, _DECADES).astype(int)
-    return _Holes(y, x, start, cell[first], decade, colour)
+    return _Holes(order, y, x, start, cell[first], decade, colour)
 
 
 @dataclass
