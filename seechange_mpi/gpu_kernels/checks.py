@@ -18,6 +18,7 @@ def image_pair(name: str, new: Array, ref: Array, **planes: Array | None) -> Non
     for key, plane in planes.items():
         if plane is not None and plane.shape != new.shape:
             raise ValueError(f"{name}: {key} must have the images' shape {new.shape}, found {plane.shape}")
+        _boolean(name, key, plane)
 
 
 def same_shape(name: str, data: Array, **planes: Array | None) -> None:
@@ -25,6 +26,12 @@ def same_shape(name: str, data: Array, **planes: Array | None) -> None:
     for key, plane in planes.items():
         if plane is not None and plane.shape != data.shape:
             raise ValueError(f"{name}: {key} must have the shape of data, {data.shape}, found {plane.shape}")
+        _boolean(name, key, plane)
+
+
+def _boolean(name: str, key: str, plane: Array | None) -> None:
+    if plane is not None and key == "mask" and plane.dtype != np.bool_:
+        raise ValueError(f"{name}: mask must be boolean, True = bad, found {plane.dtype}")
 
 
 def positive(name: str, key: str, value: Any) -> float:

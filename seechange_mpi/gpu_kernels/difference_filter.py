@@ -27,7 +27,7 @@ import numpy as np
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
 from seechange_mpi.gpu_kernels.fft import irfft2, rfft2
 
-FLOOR = 1e-5
+FLOOR = 1e-3
 """Weight of the delta function that stands for both PSFs where they have no power."""
 
 
@@ -86,7 +86,7 @@ def matched_filter(
     noise = xp.maximum(noise, real(1e-12) * noise[0, 0])
     if decorrelate:
         weight: Any = 1 / noise
-        q_n, q_r = (a_n + real(floor_n), a_r + real(floor_r)) if floor_n or floor_r else (a_n, a_r)
+        q_n, q_r = _with_floor(a_n, a_r, floor_n, floor_r, real) if floor_n else (a_n, a_r)
         root = 1 / xp.sqrt(_power(q_n, q_r, noise_new, noise_ref, real))
         scale = 1 / float(noise[0, 0]) ** 0.5
     else:
@@ -113,6 +113,13 @@ def matched_filter(
         noise_new, f_s, f_d,
         _mean_over_plane(spectrum, shape, xp), _mean_over_plane(spectrum * kx**2, shape, xp),
         _mean_over_plane(spectrum * ky**2, shape, xp))
+
+
+def _with_floor(a_n: Array, a_r: Array, floor_n: float, floor_r: float, real: Any) -> tuple[Array, Array]:
+    """a_n and a_r with the floor where both have less power than it, and the less of it the more power one has."""
+    weight = real(1) + _power(a_n, a_r, 1 / floor_n, 1 / floor_r, real)
+    weight = 1 / weight
+    return a_n + real(floor_n) * weight, a_r + real(floor_r) * weight
 
 
 def reach(filters: DifferenceFilter, tolerance: float = 1e-6) -> int:
