@@ -319,10 +319,8 @@ class _Work:
         if background is not None:
             inside -= background(*self._positions()).astype(buffer.dtype)
         self._blank(inside)
-        blank_hat = rfft2(buffer) if variance is None or filled is None else None
-        if filled is None or self.fill is None:
-            image_hat = blank_hat
-        else:
+        blank_hat = image_hat = rfft2(buffer) if variance is None or filled is None else buffer
+        if filled is not None and self.fill is not None:
             inside[self.fill.y, self.fill.x] = filled
             image_hat = rfft2(buffer)
         if variance is not None:

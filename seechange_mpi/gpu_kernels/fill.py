@@ -20,8 +20,12 @@ What is fitted cannot be seen as a transient: near filled pixels V(S) and the re
 V_0 the variance of S on empty sky. `difference` multiplies both by q, so that S_corr keeps unit variance and fluxes
 stay right. (Exact for white noise and the decorrelated matched filter; on stars V is that of zeros times q.)
 
-Bounds: only masked pixels are filled around which both images show light; of wide holes a rim as deep as the look-out
-for light, the rest stays zero; connected holes of more than `_LARGEST` pixels are solved in blocks, in turn.
+Where d and e are cut off they are cut before they are multiplied to Ĉ⁻¹: so G stays positive and what is cut costs a
+small residual instead of a large one along the small eigenvalues of G.
+
+Bounds: only masked pixels are filled around which both images show light, groups of them around one that is bright
+(a transient alone is in one image only); of wide holes only a rim as deep as light is looked for, the rest stays zero;
+groups of more than `_LARGEST` pixels are solved in blocks, in turn.
 """
 
 from __future__ import annotations
@@ -60,18 +64,20 @@ _SWEEPS, _SWEEPS_CUT = 2, 8
 _CELL = 1024
 """Side of the squares in which the filters count as constant where they vary [pix]."""
 
-_ERROR = 0.3
-"""c_ij end where they would carry this error from light of τ [sigma]."""
+_ERROR, _ENDS, _FINEST = 0.3, 1e-4, 1e-6
+"""d and e are cut where they would carry an error of `_ERROR` [sigma] from light of τ, within these bounds."""
 
 _K_ENDS = 0.01
 """Of its peak at which k counts as ended, where q is concerned."""
 
-_ENDS = 1e-4
-_DECADES = 5
-_RIDGE = 1e-9
-
 _MARGIN = 60
-"""Their largest half width [pix]."""
+"""Largest half width of c_ij and k [pix]."""
+
+_DECADES = 5
+"""Largest log10 of τ / σ_n; beyond it frequencies would count at which PSF stamps are rounding noise."""
+
+_RIDGE = 1e-9
+"""Added to the diagonal of G, relative."""
 
 _LEAST = 0.01
 """Of V_0 that is left at least."""
@@ -124,7 +130,7 @@ def fill_values(
     across = -(-nx // step)
     spread = float(np.clip(np.sqrt(_area(cells[len(cells) // 2].filters) / (4 * np.pi)), 1, 4))
     images = _Images(pair, bad, xp)
-    found = _on_light(images, bad, spread, lambda y, x: (y // step) * across + x // step, cells)
+    found = _on_light(images, pair, bad, spread, lambda y, x: (y // step) * across + x // step, cells)
     if found is None:
         return None
     images.take_background(pair, bad)
@@ -168,9 +174,9 @@ class _Tables:
 
     Attributes
     ----------
-    c : (3, 2h + 1, 2h + 1), c_nn, c_nr, c_rr;  weights_new, weights_ref : ((2h + 1)², 2), the same as weights of a
-        window of one image for both rows of Ĉ⁻¹.
-    k : (2, 2j + 1, 2j + 1), k_n, −k_r over √V_0;  lost : σ_n² k_n² + σ_r² k_r² over V_0.
+    c : (3, 2 half + 1, 2 half + 1), c_nn, c_nr, c_rr;  weights_new, weights_ref : ((2 half + 1)², 2), the same as
+        weights of a window of one image for both rows of Ĉ⁻¹.
+    k : (2, n, n), k_n, −k_r over √V_0;  lost : σ_n² k_n² + σ_r² k_r² over V_0;  reach : half width that matters for q.
     """
 
     def __init__(self, f: DifferenceFilter, noise_new: float, noise_ref: float, tau: float) -> None:
@@ -185,7 +191,7 @@ class _Tables:
         # conj(ê) of the module, so that data are multiplied by it
         rows = [f.d_n / root, -f.d_r / root, w / v_n * xp.conj(f.d_r), w / v_r * xp.conj(f.d_n)]
         whitened = (noise_new, noise_ref) * 2
-        ends = min(max(_ERROR / tau, 1e-6), _ENDS)
+        ends = min(max(_ERROR / tau, _FINEST), _ENDS)
         planes = [irfft2(a, f.shape) for a in rows]
         h = _half_width([p * s for p, s in zip(planes, whitened, strict=True)], ends, _MARGIN // 2)
         # cut first, multiplied later: G stays positive and the right-hand side in its range
@@ -277,9 +283,9 @@ class _Images:
             plane[y + self.margin, x + self.margin] += value.astype(self.real)
 
 
-def _on_light(images: _Images, bad: Array, spread: float, cell_of: Callable[[Array, Array], Array],
+def _on_light(images: _Images, pair: Pair, bad: Array, spread: float, cell_of: Callable[[Array, Array], Array],
               cells: list[_Cell]) -> tuple[Array, ...] | None:
-    """Masked pixels with light around them: y, x, their cells, log10 of τ / σ_n, whether bright, and the light; or None.
+    """Masked pixels with light around them: y, x, cell, log10 of τ / σ_n, whether bright, the light; or None.
 
     The light of both images is the mean of the good pixels, weighted by a Gaussian of rms `spread` [pix].
     """
@@ -298,13 +304,17 @@ def _on_light(images: _Images, bad: Array, spread: float, cell_of: Callable[[Arr
         seen = images.windows(good, y, x, half).reshape(len(y), -1).astype(real)
         weight, power = seen @ profile.astype(real), seen @ (profile**2).astype(real)
         mean = [images.windows(p, y, x, half).reshape(len(y), -1) @ profile.astype(real) for p in images.planes]
+        base = [xp.zeros(len(y)), xp.zeros(len(y))]
+        if pair.background is not None:
+            base[int(pair.background_of_ref)] = pair.background(x.astype(xp.float64), y.astype(xp.float64))
+            mean = [m - b * weight for m, b in zip(mean, base, strict=True)]
         scale = [1 / (noise[cell, k] * xp.sqrt(xp.maximum(power, 1e-20))) for k in (0, 1)]
         ratio = [m * s for m, s in zip(mean, scale, strict=True)]
         lit, bright = ((xp.maximum(*ratio) > high) & (xp.minimum(*ratio) > low) for high, low in (_FAINT, _BRIGHT))
         at = xp.nonzero(lit)[0]
         y, x, cell, weight = y[at], x[at], cell[at], weight[at]
-        top = [images.windows(p, y, x, half).reshape(len(y), -1).max(axis=1) / noise[cell, k]
-               for k, p in enumerate(images.planes)] if len(at) else [weight, weight]
+        top = [(images.windows(p, y, x, half).reshape(len(y), -1).max(axis=1) - b[at]) / noise[cell, k]
+               for k, (p, b) in enumerate(zip(images.planes, base, strict=True))]
         # the less is seen of what is around a pixel, the brighter it may be itself
         tau = 2 * xp.maximum(*top) / xp.clip((weight / profile.sum()) ** 2, 0.02, 1)
         parts.append((y, x, cell, xp.log10(xp.maximum(tau, 1)), bright[at], *(m[at] / weight for m in mean)))

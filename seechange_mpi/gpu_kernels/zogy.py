@@ -63,8 +63,11 @@ def zogy_subtract(
         Rms of the relative astrometric error [pix].
     mask : (ny, nx) bool, optional
         True = bad in either image: left out of both (its value and variance count as zero, so that it adds
-        neither signal nor noise elsewhere) and NaN in all outputs. Non-finite pixels of an image or a variance are
-        masked as well. Outside the image the same holds, so that S_corr keeps unit variance up to the edge.
+        neither signal nor noise elsewhere) and NaN in all outputs. Where both images show light around them, as on
+        a star crossed by a bad column, masked pixels are filled from the rest of both images instead (`fill`): the
+        star cancels, and S_corr and the flux of a transient beside them stay right, with larger errors. Non-finite
+        pixels of an image or a variance are masked as well. Outside the image zeros hold as well, so that S_corr keeps
+        unit variance up to the edge.
     tile : int, optional
         About the side of the tiles. Where callables are given, PSF and noise are constant in a tile (default 512) and
         neighbouring tiles are cross-faded over 32 pixels; else the result does not depend on it (default: what suits

@@ -23,6 +23,10 @@ from seechange_mpi.gpu_kernels.background import fit_background, fit_mesh, rende
 from seechange_mpi.gpu_kernels.convolve import convolve_direct, convolve_fft, convolve_variance, convolve_varying
 from seechange_mpi.gpu_kernels.cosmicray import detect_cosmics
 from seechange_mpi.gpu_kernels.detect import find_peaks, value_at_peaks
+from seechange_mpi.gpu_kernels.difference import Pair
+from seechange_mpi.gpu_kernels.difference_filter import matched_filter
+from seechange_mpi.gpu_kernels.fft import centred_kernel
+from seechange_mpi.gpu_kernels.fill import fill_values
 from seechange_mpi.gpu_kernels.kernel_solution import KernelSolution
 from seechange_mpi.gpu_kernels.matched import matched_subtract
 from seechange_mpi.gpu_kernels.methods import alard_lupton_subtract, sfft_subtract
@@ -141,6 +145,23 @@ def kernel_at(x: float, y: float) -> np.ndarray:
     return stamp(9, 3.0) * (1 + 1e-3 * x - 2e-3 * y)
 
 
+def filled(new: Any, ref: Any, psf_new: Any, psf_ref: Any, mask: Any) -> Any:
+    """What `zogy_subtract` would fill."""
+    def at(_x: float, _y: float) -> Any:
+        p_n, p_r = (centred_kernel(p.astype(np.float64), (128, 128)) for p in (psf_new, psf_ref))
+        return matched_filter(p_r, p_n, p_n, (128, 128), noise_new=SKY, noise_ref=SKY, floor_n=1e-5, floor_r=1e-5)
+
+    images = Pair(new, ref, None, None, lambda x, y: SKY, lambda x, y: SKY)
+    return fill_values(images, mask | ~(new + ref < 1e30), at, varying=False)
+
+
+def one_field_twice() -> dict[str, Any]:
+    """The same stars twice, masked here and there."""
+    first, noise = star_field(3), np.random.default_rng(4).normal(0, SKY, SHAPE).astype(np.float32)
+    return {**some(pair(), "psf_new", "psf_ref"), "new": first["data"], "ref": first["data"] + noise,
+            "mask": first["mask"]}
+
+
 def score() -> dict[str, Any]:
     """A smooth significance image with peaks of both signs."""
     rng = np.random.default_rng(8)
@@ -208,6 +229,7 @@ TABLE = [
                                                        "translient": 3e-2, "flux_zero_point": 1e-9}),
     Entry("zogy_subtract plain", lambda: some(pair(), "new", "ref", "psf_new", "psf_ref", "noise_new", "noise_ref"),
           zogy_subtract, 1e-3, {"psf": 1e-6, "score": 3e-2, "flux": 0.05, "translient": 3e-2}),
+    Entry("fill_values", one_field_twice, filled, 1.0, {"log_kept": 1e-4}),
     Entry("alard_lupton_subtract", same_stars, without_solution(alard_lupton_subtract), 5e-3, PRODUCTS),
     Entry("sfft_subtract", same_stars, without_solution(sfft_subtract), 5e-3, PRODUCTS),
     *(Entry(f"matched_subtract {convolved}", lambda: {k: v for k, v in same_stars().items() if k != "psf_ref"},
