@@ -38,7 +38,7 @@ import numpy as np
 
 from seechange_mpi.gpu_kernels.backend import Array, asnumpy, get_xp
 from seechange_mpi.gpu_kernels.difference_filter import DifferenceFilter
-from seechange_mpi.gpu_kernels.fft import irfft2, rfft2
+from seechange_mpi.gpu_kernels.fill_tables import MARGIN, Cell, Tables
 
 if TYPE_CHECKING:
     from seechange_mpi.gpu_kernels.difference import Pair
@@ -63,15 +63,6 @@ _SWEEPS, _SWEEPS_CUT = 2, 8
 
 _CELL = 1024
 """Side of the squares in which the filters count as constant where they vary [pix]."""
-
-_ERROR, _ENDS, _FINEST = 0.3, 1e-4, 1e-6
-"""d and e are cut where they would carry an error of `_ERROR` [sigma] from light of τ, within these bounds."""
-
-_K_ENDS = 0.01
-"""Of its peak at which k counts as ended, where q is concerned."""
-
-_MARGIN = 60
-"""Largest half width of c_ij and k [pix]."""
 
 _DECADES = 5
 """Largest log10 of τ / σ_n; beyond it frequencies would count at which PSF stamps are rounding noise."""
@@ -125,10 +116,10 @@ def fill_values(
         return None
     ny, nx = bad.shape
     step = _CELL if varying else max(ny, nx)
-    cells = [_Cell(pair, filters_at, min(x0 + step, nx) - 1 + x0, min(y0 + step, ny) - 1 + y0)
+    cells = [Cell(pair, filters_at, min(x0 + step, nx) - 1 + x0, min(y0 + step, ny) - 1 + y0)
              for y0 in range(0, ny, step) for x0 in range(0, nx, step)]
     across = -(-nx // step)
-    spread = float(np.clip(np.sqrt(_area(cells[len(cells) // 2].filters) / (4 * np.pi)), 1, 4))
+    spread = cells[len(cells) // 2].spread
     images = _Images(pair, bad, xp)
     found = _on_light(images, pair, bad, spread, lambda y, x: (y // step) * across + x // step, cells)
     if found is None:
@@ -147,115 +138,22 @@ def fill_values(
     return Fill(y, x, *images.at(y, x), log_kept)
 
 
-class _Cell:
-    """Filters of a part of the frame; noise, and tables by τ."""
-
-    def __init__(self, pair: Pair, filters_at: Callable[[float, float], DifferenceFilter], x2: int, y2: int) -> None:
-        self.x, self.y, self._filters_at = x2 / 2, y2 / 2, filters_at
-        self.noise = pair.noise_new(self.x, self.y), pair.noise_ref(self.x, self.y)
-        self._filters: DifferenceFilter | None = None
-        self._tables: dict[int, _Tables] = {}
-
-    @property
-    def filters(self) -> DifferenceFilter:
-        if self._filters is None:
-            self._filters = self._filters_at(self.x, self.y)
-        return self._filters
-
-    def tables(self, decade: int) -> _Tables:
-        """Tables for τ = 10^decade σ_n."""
-        if decade not in self._tables:
-            self._tables[decade] = _Tables(self.filters, *self.noise, 10.0**decade)
-        return self._tables[decade]
-
-
-class _Tables:
-    """c_ij and k as stamps around offset 0, and V_0.
-
-    Attributes
-    ----------
-    c : (3, 2 half + 1, 2 half + 1), c_nn, c_nr, c_rr;  weights_new, weights_ref : ((2 half + 1)², 2), the same as
-        weights of a window of one image for both rows of Ĉ⁻¹.
-    k : (2, n, n), k_n, −k_r over √V_0;  lost : σ_n² k_n² + σ_r² k_r² over V_0;  reach : half width that matters for q.
-    """
-
-    def __init__(self, f: DifferenceFilter, noise_new: float, noise_ref: float, tau: float) -> None:
-        xp = get_xp(f.d_n)
-        v_n, v_r = noise_new**2, noise_ref**2
-        p_n, p_r = (d.real**2 + d.imag**2 for d in (f.d_n, f.d_r))
-        root = xp.sqrt(v_n * p_n + v_r * p_r)
-        sky = p_r / v_n + p_n / v_r
-        both = p_n * p_r
-        signal = (tau * noise_new * f.f_d) ** 2 * (f.psf_hat.real**2 + f.psf_hat.imag**2) * sky
-        w = xp.sqrt(both / (both + signal) / sky)
-        # conj(ê) of the module, so that data are multiplied by it
-        rows = [f.d_n / root, -f.d_r / root, w / v_n * xp.conj(f.d_r), w / v_r * xp.conj(f.d_n)]
-        whitened = (noise_new, noise_ref) * 2
-        ends = min(max(_ERROR / tau, _FINEST), _ENDS)
-        planes = [irfft2(a, f.shape) for a in rows]
-        h = _half_width([p * s for p, s in zip(planes, whitened, strict=True)], ends, _MARGIN // 2)
-        # cut first, multiplied later: G stays positive and the right-hand side in its range
-        d_n, d_r, e_n, e_r = (rfft2(_box(p, h)) for p in planes)
-        hats = (d_n * xp.conj(d_n) + e_n * xp.conj(e_n), d_r * xp.conj(d_n) + e_r * xp.conj(e_n),
-                d_r * xp.conj(d_r) + e_r * xp.conj(e_r))
-        self.half = 2 * h
-        self.c = xp.stack([_stamp(irfft2(a, f.shape), self.half) for a in hats])
-        nn, nr, rr = (c.ravel() for c in self.c[:, ::-1, ::-1])
-        rn = self.c[1].ravel()
-        self.weights_new, self.weights_ref = xp.stack([nn, rn], axis=1), xp.stack([nr, rr], axis=1)
-        score = (v_n * f.k_n * xp.conj(f.d_n) + v_r * f.k_r * xp.conj(f.d_r)) / (root * f.s_var**0.5)
-        k = [irfft2(score * d, f.shape) for d in (d_n, d_r)]
-        self.reach = _half_width([a * s / xp.abs(a * s).max() for a, s in zip(k, whitened[:2], strict=True)], _K_ENDS,
-                                 _MARGIN)
-        self.k = xp.stack([_stamp(a, _MARGIN) for a in k])
-        self.lost = v_n * self.k[0] ** 2 + v_r * self.k[1] ** 2
-
-
-def _half_width(planes: list[Array], tolerance: float, largest: int) -> int:
-    """Largest distance from [0, 0] along an axis at which one of the periodic planes exceeds `tolerance`."""
-    xp = get_xp(planes[0])
-    large = xp.zeros(planes[0].shape, dtype=bool)
-    for plane in planes:
-        large |= xp.abs(plane) > tolerance
-    half = 1
-    for axis, n in ((1, large.shape[0]), (0, large.shape[1])):
-        index = xp.arange(n)
-        half = max(half, int((xp.minimum(index, n - index) * large.any(axis=axis)).max()))
-    return min(half, largest)
-
-
-def _stamp(plane: Array, half: int) -> Array:
-    """The pixels around [0, 0] of a periodic plane."""
-    return get_xp(plane).roll(plane, (half, half), axis=(0, 1))[: 2 * half + 1, : 2 * half + 1]
-
-
-def _box(plane: Array, half: int) -> Array:
-    """A periodic plane, zero beyond `half` from [0, 0]."""
-    xp = get_xp(plane)
-    ny, nx = plane.shape
-    near = [xp.minimum(xp.arange(n), n - xp.arange(n)) <= half for n in (ny, nx)]
-    return plane * (near[0][:, None] & near[1][None, :])
-
-
-def _area(f: DifferenceFilter) -> float:
-    """1 / Σ P_D² [pix]."""
-    return float(1 / (irfft2(f.psf_hat, f.shape) ** 2).sum())
-
-
 class _Images:
     """Both images, zero where masked, with a margin of zeros."""
 
     def __init__(self, pair: Pair, bad: Array, xp: Any) -> None:
         self.xp, self.shape = xp, bad.shape
         self.real: Any = np.float32 if pair.new.dtype == np.float32 else np.float64
-        self.margin = _MARGIN
+        self.margin = MARGIN
         ny, nx = bad.shape
         self.inner = slice(self.margin, self.margin + ny), slice(self.margin, self.margin + nx)
         self.planes = []
+        padded = ny + 2 * self.margin, nx + 2 * self.margin
+        self.good = xp.zeros(padded, dtype=bool)
+        xp.logical_not(bad, out=self.good[self.inner])
         for image in (pair.new, pair.ref):
-            plane = xp.zeros((ny + 2 * self.margin, nx + 2 * self.margin), dtype=self.real)
-            plane[self.inner] = image
-            xp.copyto(plane[self.inner], self.real(0), where=bad)
+            plane = xp.zeros(padded, dtype=self.real)
+            xp.copyto(plane[self.inner], image, where=self.good[self.inner])
             self.planes.append(plane)
 
     def take_background(self, pair: Pair, bad: Array) -> None:
@@ -284,7 +182,7 @@ class _Images:
 
 
 def _on_light(images: _Images, pair: Pair, bad: Array, spread: float, cell_of: Callable[[Array, Array], Array],
-              cells: list[_Cell]) -> tuple[Array, ...] | None:
+              cells: list[Cell]) -> tuple[Array, ...] | None:
     """Masked pixels with light around them: y, x, cell, log10 of τ / σ_n, whether bright, the light; or None.
 
     The light of both images is the mean of the good pixels, weighted by a Gaussian of rms `spread` [pix].
@@ -293,17 +191,15 @@ def _on_light(images: _Images, pair: Pair, bad: Array, spread: float, cell_of: C
     half = int(np.ceil(_LOOK * spread))
     u = xp.arange(-half, half + 1)
     profile = xp.exp(-0.5 * (u[:, None] ** 2 + u[None, :] ** 2) / spread**2).ravel()
-    good = xp.zeros(images.planes[0].shape, dtype=bool)
-    good[images.inner] = ~bad
     noise = xp.asarray(np.array([c.noise for c in cells]))
     parts = []
     index = xp.flatnonzero(_rim(bad, half) if int(bad.sum()) > _MANY >> 6 else bad)
     for part in _chunks(len(index), profile.size):
         y, x = xp.divmod(index[part], bad.shape[1])
         cell = cell_of(y, x)
-        seen = images.windows(good, y, x, half).reshape(len(y), -1).astype(real)
+        seen = images.windows(images.good, y, x, half).reshape(len(y), profile.size).astype(real)
         weight, power = seen @ profile.astype(real), seen @ (profile**2).astype(real)
-        mean = [images.windows(p, y, x, half).reshape(len(y), -1) @ profile.astype(real) for p in images.planes]
+        mean = [images.windows(p, y, x, half).reshape(len(y), profile.size) @ profile.astype(real) for p in images.planes]
         base = [xp.zeros(len(y)), xp.zeros(len(y))]
         if pair.background is not None:
             base[int(pair.background_of_ref)] = pair.background(x.astype(xp.float64), y.astype(xp.float64))
@@ -313,7 +209,7 @@ def _on_light(images: _Images, pair: Pair, bad: Array, spread: float, cell_of: C
         lit, bright = ((xp.maximum(*ratio) > high) & (xp.minimum(*ratio) > low) for high, low in (_FAINT, _BRIGHT))
         at = xp.nonzero(lit)[0]
         y, x, cell, weight = y[at], x[at], cell[at], weight[at]
-        top = [(images.windows(p, y, x, half).reshape(len(y), -1).max(axis=1) - b[at]) / noise[cell, k]
+        top = [(images.windows(p, y, x, half).reshape(len(y), profile.size).max(axis=1) - b[at]) / noise[cell, k]
                for k, (p, b) in enumerate(zip(images.planes, base, strict=True))]
         # the less is seen of what is around a pixel, the brighter it may be itself
         tau = 2 * xp.maximum(*top) / xp.clip((weight / profile.sum()) ** 2, 0.02, 1)
@@ -418,7 +314,7 @@ def _batches(holes: _Holes) -> Iterator[tuple[tuple[int, int], _Part]]:
 class _Batch:
     """G⁻¹ of some holes."""
 
-    def __init__(self, part: _Part, tables: _Tables, images: _Images, log_kept: Array) -> None:
+    def __init__(self, part: _Part, tables: Tables, images: _Images, log_kept: Array) -> None:
         xp = self.xp = images.xp
         self.cut, self.tables = part.cut, tables
         self.y, self.x, self.valid = xp.asarray(part.y), xp.asarray(part.x), xp.asarray(part.valid)
