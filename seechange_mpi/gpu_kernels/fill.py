@@ -49,7 +49,7 @@ _BRIGHT = (5.0, 3.0)
 _FAINT = (3.0, 1.0)
 """The same of the pixels that belong to it."""
 
-_LOOK = 3.0
+_LOOK = 2.5
 """How far light is looked for, in units of the rms of the mean PSF."""
 
 _LINK = 8
@@ -58,8 +58,8 @@ _LINK = 8
 _LARGEST, _BLOCK = 192, 12
 """Holes of more pixels than this are cut into squares of that side [pix]."""
 
-_SWEEPS, _SWEEPS_CUT = 2, 8
-"""Passes over the holes, which see each other's filling; over holes that were cut."""
+_SWEEPS, _SWEEPS_BRIGHT, _SWEEPS_CUT = 1, 2, 8
+"""Passes over holes of τ to 1000 σ_n; over brighter ones, as holes see each other's filling; over cut ones."""
 
 _CELL = 1024
 """Side of the squares in which the filters count as constant where they vary [pix]."""
@@ -132,7 +132,7 @@ def fill_values(
     batches = [_Batch(part, cells[key[0]].tables(key[1]), images, log_kept) for key, part in _batches(holes)]
     for sweep in range(_SWEEPS_CUT):
         for batch in batches:
-            if sweep < _SWEEPS or batch.cut:
+            if sweep < batch.sweeps:
                 batch.solve(images)
     y, x = xp.asarray(holes.y), xp.asarray(holes.x)
     return Fill(y, x, *images.at(y, x), log_kept)
@@ -199,7 +199,8 @@ def _on_light(images: _Images, pair: Pair, bad: Array, spread: float, cell_of: C
         cell = cell_of(y, x)
         seen = images.windows(images.good, y, x, half).reshape(len(y), profile.size).astype(real)
         weight, power = seen @ profile.astype(real), seen @ (profile**2).astype(real)
-        mean = [images.windows(p, y, x, half).reshape(len(y), profile.size) @ profile.astype(real) for p in images.planes]
+        mean = [images.windows(p, y, x, half).reshape(len(y), profile.size) @ profile.astype(real)
+                for p in images.planes]
         base = [xp.zeros(len(y)), xp.zeros(len(y))]
         if pair.background is not None:
             base[int(pair.background_of_ref)] = pair.background(x.astype(xp.float64), y.astype(xp.float64))
@@ -286,12 +287,12 @@ def _holes(y: np.ndarray, x: np.ndarray, cell: np.ndarray, log_tau: np.ndarray, 
 
 @dataclass
 class _Part:
-    """Holes of like size: y, x (holes, size), padded by repetition;  valid (holes, size)."""
+    """Holes of like size: y, x (holes, size), padded by repetition;  valid (holes, size);  passes over them."""
 
     y: np.ndarray
     x: np.ndarray
     valid: np.ndarray
-    cut: bool
+    sweeps: int
 
 
 def _batches(holes: _Holes) -> Iterator[tuple[tuple[int, int], _Part]]:
@@ -301,6 +302,7 @@ def _batches(holes: _Holes) -> Iterator[tuple[tuple[int, int], _Part]]:
     keys = np.stack([holes.colour, holes.cell, holes.decade, size], axis=1)
     unique, inverse = np.unique(keys, axis=0, return_inverse=True)
     for k, (colour, cell, decade, width) in enumerate(unique.tolist()):
+        sweeps = _SWEEPS_CUT if colour else (_SWEEPS if decade <= 3 else _SWEEPS_BRIGHT)
         members = np.nonzero(inverse.ravel() == k)[0]
         step = max(1, _MANY // (2 * width) ** 2)
         for first in range(0, len(members), step):
@@ -308,7 +310,7 @@ def _batches(holes: _Holes) -> Iterator[tuple[tuple[int, int], _Part]]:
             index = holes.start[which][:, None] + np.arange(width)
             valid = np.arange(width) < count[which][:, None]
             index = np.where(valid, index, holes.start[which][:, None])
-            yield (cell, decade), _Part(holes.y[index], holes.x[index], valid, colour > 0)
+            yield (cell, decade), _Part(holes.y[index], holes.x[index], valid, sweeps)
 
 
 class _Batch:
@@ -316,7 +318,7 @@ class _Batch:
 
     def __init__(self, part: _Part, tables: Tables, images: _Images, log_kept: Array) -> None:
         xp = self.xp = images.xp
-        self.cut, self.tables = part.cut, tables
+        self.sweeps, self.tables = part.sweeps, tables
         self.y, self.x, self.valid = xp.asarray(part.y), xp.asarray(part.x), xp.asarray(part.valid)
         self.inverse = xp.linalg.inv(self._matrix())
         self._count_loss(part, log_kept)
