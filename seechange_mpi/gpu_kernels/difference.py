@@ -55,6 +55,7 @@ class Pair:
     sigma_x, sigma_y : relative astrometric error per axis [pix].
     mask : (ny, nx) bool or None.
     background : (x, y) -> what is taken off the new image (or, with `background_of_ref`, the reference), or None.
+    rest : (slices of the frame, x, y) -> what is taken off there as well when the filters are those of (x, y), or None.
     """
 
     new: Array
@@ -69,6 +70,7 @@ class Pair:
     mask: Array | None = None
     background: Callable[[Array, Array], Array] | None = None
     background_of_ref: bool = False
+    rest: Callable[[tuple[slice, slice], float, float], Array] | None = None
 
 
 class ReferenceCache:
@@ -242,6 +244,7 @@ class _Work:
         self.pair, self.part, self.f, self.buffer, self.cache = pair, part, filters, buffer, cache
         self.xp = get_xp(pair.new, pair.ref)
         self.real: Any = buffer.dtype.type
+        self.centre = x, y
         self.noise = pair.noise_new(x, y), pair.noise_ref(x, y)
         ny, nx = pair.new.shape
         ty, tx = buffer.shape
@@ -280,8 +283,7 @@ class _Work:
                 return False
         self.good_hat = self._good_transform()
         n_hat, v_hat = self._transforms(self.pair.new, self.pair.variance_new, self.noise[0],
-                                        None if self.pair.background_of_ref else self.pair.background,
-                                        None if self.fill is None else self.fill.new)
+                                        not self.pair.background_of_ref, None if self.fill is None else self.fill.new)
         r_hat, w_hat = self._reference_transforms()
         v_hat *= f.kk_n
         v_hat += w_hat * f.kk_r
@@ -310,14 +312,19 @@ class _Work:
         self.buffer[self.at] = 1 if self.bad is None else ~self.bad
         return rfft2(self.buffer)
 
-    def _transforms(self, image: Array, variance: Array | None, noise: float,
-                    background: Callable[[Array, Array], Array] | None, filled: Array | None) -> tuple[Array, Array]:
-        """Transforms of an image and of its variance, zero off the frame and where masked (unless `filled`)."""
+    def _transforms(self, image: Array, variance: Array | None, noise: float, less: bool, filled: Array | None
+                    ) -> tuple[Array, Array]:
+        """Transforms of an image and of its variance, zero off the frame and where masked (unless `filled`).
+
+        `less` takes the pair's background and rest off the image.
+        """
         buffer, inside = self.buffer, self.buffer[self.at]
         buffer[:] = 0
         inside[...] = image[self.wide]
-        if background is not None:
-            inside -= background(*self._positions()).astype(buffer.dtype)
+        if less and self.pair.background is not None:
+            inside -= self.pair.background(*self._positions()).astype(buffer.dtype)
+        if less and self.pair.rest is not None:
+            inside -= self.pair.rest(self.wide, *self.centre)
         self._blank(inside)
         blank_hat = image_hat = rfft2(buffer) if variance is None or filled is None else buffer
         if filled is not None and self.fill is not None:
@@ -343,8 +350,7 @@ class _Work:
         if known is not None:
             return known
         made = self._transforms(pair.ref, pair.variance_ref, self.noise[1],
-                                pair.background if pair.background_of_ref else None,
-                                None if self.fill is None else self.fill.ref)
+                                pair.background_of_ref, None if self.fill is None else self.fill.ref)
         if cache is not None:
             cache.put(key, self.bad, *made)
         return made

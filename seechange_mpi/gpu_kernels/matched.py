@@ -66,7 +66,7 @@ def matched_subtract(
     def filter_at(x: float, y: float, shape: tuple[int, int], real: Any) -> DifferenceFilter:
         xp = get_xp(new, ref)
         p_n = centred_kernel(xp.asarray(psf(x, y), dtype=real), shape)
-        convolved = centred_kernel(xp.asarray(kernel.at(x, y), dtype=real), shape)
+        convolved = centred_kernel(xp.asarray(solution.kernel_at(x, y), dtype=real), shape)
         a_n, a_r = (xp.ones_like(convolved), convolved) if of_ref else (convolved, xp.ones_like(convolved))
         return matched_filter(a_n, a_r, p_n, shape, noise_new=noise_n(x, y), noise_ref=noise_r(x, y),
                               decorrelate=decorrelate)
@@ -75,7 +75,8 @@ def matched_subtract(
     size = max(psf((new.shape[1] - 1) / 2, (new.shape[0] - 1) / 2).shape[0], solution.planes.shape[1])
     # new − B, or ref − B
     pair = Pair(new, ref, variance_new, variance_ref, noise_n, noise_r, float(flux_new), float(sigma_x),
-                float(sigma_y), mask, kernel.rest, background_of_ref=not of_ref)
+                float(sigma_y), mask, solution.background_at, background_of_ref=not of_ref,
+                rest=kernel.rest if kernel.changes else None)
     with checks.named(name):
         result = subtract(pair, filter_at, varying=varying, psf_size=size, tile=tile)
     result.solution = solution
@@ -83,7 +84,7 @@ def matched_subtract(
 
 
 class _Kernel:
-    """κ and B of one tile after the other.
+    """What of κ changes over a tile.
 
     Attributes
     ----------
@@ -91,36 +92,28 @@ class _Kernel:
     """
 
     def __init__(self, solution: KernelSolution, new: Array, ref: Array, mask: Array | None) -> None:
-        self.solution, self.centre = solution, (0.0, 0.0)
-        xp = get_xp(new, ref)
+        self.solution, self.xp = solution, get_xp(new, ref)
         self.changes: list[tuple[int, int, Array]] = []
         terms = [(power, plane) for power, plane in zip(polynomials.powers(solution.degree), solution.planes,
                                                         strict=True) if power != (0, 0) and np.any(plane)]
         if terms:
-            bad = ~xp.isfinite(new + ref)
+            bad = ~self.xp.isfinite(new + ref)
             if mask is not None:
                 bad |= mask
             image = ref if solution.convolved == "ref" else new
             self.changes = [(i, j, convolve_fft(image, plane, bad)) for (i, j), plane in terms]
 
-    def at(self, x: float, y: float) -> np.ndarray:
-        """κ at the centre of a tile; `rest` then speaks of this tile."""
-        self.centre = (x - self.solution.x0) / self.solution.x_scale, (y - self.solution.y0) / self.solution.y_scale
-        return self.solution.kernel_at(x, y)
-
-    def rest(self, x: Array, y: Array) -> Array:
-        """B + (κ(x, y) − κ_c) ⊗ T at the pixels x (1, n), y (m, 1) of the tile, κ_c being the kernel at its centre."""
-        s = self.solution
-        total = s.background_at(x, y)
-        if not self.changes:
-            return total
-        real = self.changes[0][2].dtype
-        total = total.astype(real)
-        part = tuple(slice(int(a[0, 0]), int(a[-1, -1]) + 1) for a in (y, x))
-        (u0, v0), u, v = self.centre, (x - s.x0) / s.x_scale, (y - s.y0) / s.y_scale
+    def rest(self, part: tuple[slice, slice], x: float, y: float) -> Array:
+        """(κ(pixel) − κ(x, y)) ⊗ T on a part of the frame."""
+        xp, s = self.xp, self.solution
+        real = self.changes[0][2].dtype.type
+        u0, v0 = (x - s.x0) / s.x_scale, (y - s.y0) / s.y_scale
+        v, u = ((xp.arange(at.start, at.stop) - zero) / scale
+                for at, zero, scale in zip(part, (s.y0, s.x0), (s.y_scale, s.x_scale), strict=True))
+        total: Array = real(0)
         for i, j, convolved in self.changes:
-            weight = (u**i).astype(real) * (v**j).astype(real)
-            weight -= real.type(u0**i * v0**j)
+            weight = (u**i).astype(real)[None, :] * (v**j).astype(real)[:, None]
+            weight -= real(u0**i * v0**j)
             weight *= convolved[part]
-            total += weight
+            total = total + weight
         return total

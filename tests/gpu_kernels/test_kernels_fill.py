@@ -122,11 +122,12 @@ def test_unfilled_reference_stays_in_the_cache(without_filling):
     """A cache of a reference gives what no cache gives, whatever was filled before."""
     pair, *_ = stars_and_column()
     other = stars_and_column(seed=4)[0]
-    cache = ReferenceCache()
+    cache, variance = ReferenceCache(), pair.variance("ref")
     for new, mask in ((pair.new, pair.mask), (other.new, pair.mask), (other.new, np.zeros(SHAPE, bool)),
                       (pair.new, np.zeros(SHAPE, bool)), (pair.new, pair.mask)):
         pair.new, pair.mask = new, mask
-        a, b = (pair.subtract(zogy_subtract, tile=64, reference_cache=c) for c in (cache, None))
+        a, b = (pair.subtract(zogy_subtract, tile=64, variance_ref=variance, reference_cache=c)
+                for c in (cache, None))
         for name in NAMES:
             assert np.array_equal(getattr(a, name), getattr(b, name), equal_nan=True)
     assert cache.hits > 0
