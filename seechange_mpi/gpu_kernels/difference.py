@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
+from seechange_mpi.gpu_kernels.device import free_memory, is_out_of_memory
 from seechange_mpi.gpu_kernels.difference_filter import DifferenceFilter, psf_stamp, reach
 from seechange_mpi.gpu_kernels.fft import good_size, irfft2, rfft2
 from seechange_mpi.gpu_kernels.fill import Fill, fill_values
@@ -34,6 +35,9 @@ _TILE_ON_CPU = 640
 
 _TILE_ON_GPU = 6144
 """Largest side of a tile's grid: larger frames would take more than about 4 GB."""
+
+_SMALLER_TILE = 1024
+"""Side of a tile on a GPU whose memory the whole frame did not fit."""
 
 _LEAST_SEEN = 0.1
 """Of a source of which less is left than this, the flux is not scaled further."""
@@ -115,7 +119,7 @@ def subtract(
     varying : the filters change over the frame.
     psf_size : side of the larger PSF stamp [pix].
     tile : about the side of a tile [pix]. Default: 512 where filters vary; else what suits a CPU's cache, and on a GPU
-        the whole frame unless that is larger than 6144 pixels.
+        the whole frame unless that is larger than 6144 pixels or does not fit its memory.
     cache : transforms of the reference, used and filled.
 
     Raises
@@ -125,6 +129,18 @@ def subtract(
     """
     if tile is not None and not tile >= 1:
         raise ValueError(f"tile must be at least 1 pixel, found {tile}")
+    try:
+        return _subtract(pair, filter_at, varying, psf_size, tile, cache)
+    except Exception as err:
+        if varying or tile is not None or not is_out_of_memory(err):
+            raise
+    # only here, after the frames of the failed call, and with them its arrays, are gone
+    free_memory()
+    return _subtract(pair, filter_at, varying, psf_size, _SMALLER_TILE, cache)
+
+
+def _subtract(pair: Pair, filter_at: FilterAt, varying: bool, psf_size: int, tile: int | None,
+              cache: ReferenceCache | None) -> Subtraction:
     xp = get_xp(pair.new, pair.ref)
     ny, nx = pair.new.shape
     # of any byte order

@@ -39,7 +39,8 @@ class PreprocessingParameters(Parameters):
         "error", "what to do when a frame or overscan needed for a required correction is missing")
     cosmic_rays: bool = par(True, "find cosmic rays in the single image and flag them")
     cosmic_sigma: float = par(6.0, "significance of a cosmic-ray pixel", unit="sigma", gt=0)
-    cosmic_contrast: float = par(5.0, "least sharpness of a cosmic ray; sampled stars stay below 3", gt=0)
+    cosmic_contrast: float = par(5.0, "least sharpness of a cosmic ray; stars of FWHM above 1.6 pixels stay "
+                                       "below 3", gt=0)
     max_bad_fraction: float = par(0.9, "refuse a section with more unusable pixels than this", gt=0, le=1)
 
 

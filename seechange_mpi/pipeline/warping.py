@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.interpolate import RectBivariateSpline
 from scipy.spatial import cKDTree
 
 from seechange_mpi.gpu_kernels.photometry import SKIPPED, psf_photometry
 from seechange_mpi.gpu_kernels.psf_model import fit_psf, render
-from seechange_mpi.gpu_kernels.resample import mapping_grid, warp
+from seechange_mpi.gpu_kernels.resample import warp
 from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
 from seechange_mpi.model.errors import AlgorithmError
 from seechange_mpi.model.flags import PixelFlag
@@ -177,10 +178,7 @@ def warp_reference(
     bad = (image.flags & int(_NOT_INTERPOLATED)) != 0
     out = warp(data, registration.xy_of, shape, flags=image.flags, bad=bad)
     assert out.flags is not None
-    x_in, y_in, jacobian = mapping_grid(registration.xy_of, shape)
-    near_x = np.clip(np.round(x_in), 0, image.shape[1] - 1).astype(int)
-    near_y = np.clip(np.round(y_in), 0, image.shape[0] - 1).astype(int)
-    rms = (render_rms(reference.background)[near_y, near_x] * np.sqrt(jacobian)).astype(np.float32)
+    rms = _noise_on_grid(render_rms(reference.background), registration.xy_of, shape)
     flags = out.flags.astype(np.uint16)
     flags[~out.inside] |= np.uint16(PixelFlag.OUT_OF_BOUNDS)
     variance = (rms**2 + out.data / np.float32(image.gain)).astype(np.float32)
@@ -195,6 +193,24 @@ def warp_reference(
     phot = psf_photometry(out.data, np.maximum(variance, rms**2), mask, x, y, psf, fit_position=False)
     ratio, scatter, n = _flux_ratio(table[stars], phot.flux, phot.flux_err, (phot.flags & SKIPPED) == 0, min_stars)
     return WarpedReference(out.data, rms, variance, flags, psf, ratio, scatter, n)
+
+
+def _noise_on_grid(rms: F32, xy_of: Mapping, shape: tuple[int, int], step: int = 32) -> F32:
+    """Noise of the reference's pixels × √(area of a new pixel in reference pixels), on the new grid.
+
+    Both vary on the scale of the background's mesh or more: they are evaluated every `step` pixels and interpolated.
+    """
+    gy, gx = (np.linspace(0, n - 1, max(2, -(-n // step) + 1)) for n in shape)
+    xx, yy = np.meshgrid(gx, gy)
+    x_in, y_in = (np.asarray(v, float).reshape(xx.shape) for v in xy_of(xx.ravel(), yy.ravel()))
+    area = np.abs(np.gradient(x_in, gx, axis=1) * np.gradient(y_in, gy, axis=0)
+                  - np.gradient(x_in, gy, axis=0) * np.gradient(y_in, gx, axis=1))
+    near_x = np.clip(np.round(x_in), 0, rms.shape[1] - 1).astype(int)
+    near_y = np.clip(np.round(y_in), 0, rms.shape[0] - 1).astype(int)
+    coarse = rms[near_y, near_x] * np.sqrt(area)
+    out: F32 = RectBivariateSpline(gy, gx, coarse, kx=1, ky=1, s=0)(
+        np.arange(shape[0]), np.arange(shape[1])).astype(np.float32)
+    return out
 
 
 def _refit_psf(data: F32, variance: F32, mask: npt.NDArray[np.bool_], table: Table, stars: npt.NDArray[np.int64],

@@ -67,6 +67,27 @@ def test_tiles_are_really_cut(monkeypatch):
     assert counts[1] == (1, 1)
 
 
+def test_a_frame_too_large_for_the_gpu_is_done_in_tiles(stand_in, monkeypatch):
+    """The pool refuses arrays of the whole frame's transforms: smaller tiles give the same."""
+    pair = make_pair(7, np.float32, (1300, 70))
+    there = [stand_in.asarray(a) for a in pair]
+    psfs = {"psf_new": stand_in.asarray(stamp(25, 4.0)), "psf_ref": stand_in.asarray(stamp(25, 3.0))}
+    monkeypatch.setattr(difference, "_SMALLER_TILE", 64)
+    whole = run(there, **psfs)
+    pool = stand_in.get_default_memory_pool()
+    before = pool.get_limit()
+    pool.set_limit(size=550_000)  # the images have 364 kB, the transform of the padded frame 930 kB
+    try:
+        with pytest.raises(Exception, match="Out of memory"):
+            run(there, tile=2000, **psfs)
+        tiled = run(there, **psfs)
+    finally:
+        pool.set_limit(size=before)
+    for name in NAMES:
+        a, b = (getattr(r, name).get() for r in (whole, tiled))
+        assert np.nanmax(np.abs(a - b)) < 0.01 * np.nanstd(a)
+
+
 @pytest.mark.parametrize("frame", [(512, 512), (700, 333), (100, 90), (65, 1000)])
 @pytest.mark.parametrize("varying", [False, True])
 def test_tiles_cover_the_frame_with_weight_one(frame, varying):
