@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 from kernel_truth import add_stars, grid_positions, moffat, stamp
@@ -127,6 +129,14 @@ def test_score_is_the_optimal_signal_to_noise():
                       variance_ref=np.full(shape, 1e-6, np.float32))
     assert r.score_corr[100, 90] == pytest.approx(f * np.sqrt((p**2).sum()) / sigma, rel=1e-3)
     assert r.flux[100, 90] == pytest.approx(f, rel=1e-3)
+
+
+def test_example_of_the_docstring():
+    from seechange_mpi.gpu_kernels import zogy
+
+    failed, tried = doctest.testmod(zogy)
+    assert failed == 0
+    assert tried > 8
 
 
 def test_identical_images_cancel_and_inputs_survive():
