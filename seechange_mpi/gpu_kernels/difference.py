@@ -26,24 +26,16 @@ from seechange_mpi.gpu_kernels.difference_filter import DifferenceFilter, psf_st
 from seechange_mpi.gpu_kernels.fft import good_size, irfft2, rfft2
 from seechange_mpi.gpu_kernels.fill import Fill, fill_values
 from seechange_mpi.gpu_kernels.subtraction import Subtraction
+from seechange_mpi.gpu_kernels.tiles import Tile, cut, layout
 
 FilterAt = Callable[[float, float, tuple[int, int], Any], DifferenceFilter]
 """(x, y, grid shape, real dtype) -> the filters there."""
-
-_TILE_ON_CPU = 640
-"""Largest side of a tile's grid: its planes fit the cache of a core."""
-
-_TILE_ON_GPU = 6144
-"""Largest side of a tile's grid: larger frames would take more than about 4 GB."""
 
 _SMALLER_TILE = 1024
 """Side of a tile on a GPU whose memory the whole frame did not fit."""
 
 _LEAST_SEEN = 0.1
 """Of a source of which less is left than this, the flux is not scaled further."""
-
-_BLEND = 16
-"""Half width of the cross-fade between tiles of different filters [pix]."""
 
 
 @dataclass
@@ -149,7 +141,7 @@ def _subtract(pair: Pair, filter_at: FilterAt, varying: bool, psf_size: int, til
     middle = ((nx - 1) / 2, (ny - 1) / 2)
     centre = filter_at(*middle, (n, n), np.float64)  # in double precision, so that their reach can be seen
     margin = reach(centre)
-    count, shape = _layout((ny, nx), margin, varying, tile, on_cpu=xp is np, least=psf_size)
+    count, shape = layout((ny, nx), margin, varying, tile, on_cpu=xp is np, least=psf_size)
     constant = None if varying else filter_at(*middle, shape, real.type)
     planes = _Planes(xp, (ny, nx), real, varying)
     bad = _bad(pair, xp)
@@ -158,7 +150,7 @@ def _subtract(pair: Pair, filter_at: FilterAt, varying: bool, psf_size: int, til
         pair, bad, lambda x, y: filter_at(x, y, (side, side), np.float64), varying=varying)
     buffer = xp.zeros(shape, dtype=real)
     any_good = False
-    for part in _tiles((ny, nx), count, margin, varying):
+    for part in cut((ny, nx), count, margin, varying):
         x, y = (part.x.start + part.x.stop - 1) / 2, (part.y.start + part.y.stop - 1) / 2
         work = _Work(pair, part, constant or filter_at(x, y, shape, real.type), buffer, cache, x, y, bad, fill)
         any_good |= work.run(planes)
@@ -181,66 +173,6 @@ def _bad(pair: Pair, xp: Any) -> Array | None:
     return bad if bool(bad.any()) else None
 
 
-@dataclass(frozen=True)
-class _Tile:
-    """Where a tile lies.
-
-    Attributes
-    ----------
-    y, x : slices of the frame that it fills, cross-fades included.
-    y0, x0 : frame position of the grid's origin.
-    fade_y, fade_x : weight of each row and column, or None for 1.
-    """
-
-    y: slice
-    x: slice
-    y0: int
-    x0: int
-    fade_y: np.ndarray | None
-    fade_x: np.ndarray | None
-
-
-def _layout(frame: tuple[int, int], margin: int, varying: bool, tile: int | None, *, on_cpu: bool,
-            least: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Number of tiles along each axis and the grid of one, for the least work; PSFs of `least` pixels fit into it."""
-    side = margin + (_BLEND if varying else 0)
-    wanted = tile or (512 if varying else None)
-    largest = wanted + 2 * side if wanted else (_TILE_ON_CPU if on_cpu else _TILE_ON_GPU)
-    options: list[list[tuple[int, int]]] = []
-    for n in frame:
-        sizes = [(k, good_size(max(-(-n // k) + 2 * side, least))) for k in range(1, max(1, n // 64) + 1)]
-        if varying:
-            sizes = [sizes[min(max(1, round(n / (wanted or n))), len(sizes)) - 1]]
-        else:
-            smallest = min(size for _, size in sizes)
-            sizes = [option for option in sizes if option[1] <= max(largest, smallest)]
-        options.append(sizes)
-    best = min(((ky, kx, ty, tx) for ky, ty in options[0] for kx, tx in options[1]),
-               key=lambda c: c[0] * c[1] * c[2] * c[3] * (1 + c[2] * c[3] / 1e6 if on_cpu else 1))
-    return (best[0], best[1]), (best[2], best[3])
-
-
-def _tiles(frame: tuple[int, int], count: tuple[int, int], margin: int, varying: bool) -> list[_Tile]:
-    """Cut the frame; with `varying`, tiles overlap by twice `_BLEND` and their weights add up to 1."""
-    axes: list[list[tuple[slice, np.ndarray | None]]] = []
-    for n, k in zip(frame, count, strict=True):
-        edges = np.linspace(0, n, k + 1).astype(int)
-        fade = min(_BLEND, int(np.diff(edges).min()) // 2) if varying and k > 1 else 0
-        row: list[tuple[slice, np.ndarray | None]] = []
-        for i in range(k):
-            first, last = int(edges[i]), int(edges[i + 1])
-            span = slice(first - (fade if i else 0), last + (fade if i < k - 1 else 0))
-            weight = None
-            if varying:
-                at = np.arange(span.start, span.stop) + 0.5
-                rise = (at - first + fade) / (2 * fade) if i else np.ones(len(at))
-                fall = (last + fade - at) / (2 * fade) if i < k - 1 else np.ones(len(at))
-                weight = np.clip(np.minimum(rise, fall), 0, 1)
-            row.append((span, weight))
-        axes.append(row)
-    return [_Tile(ys, xs, ys.start - margin, xs.start - margin, wy, wx) for ys, wy in axes[0] for xs, wx in axes[1]]
-
-
 class _Planes:
     """The images that the tiles fill."""
 
@@ -255,7 +187,7 @@ class _Planes:
 class _Work:
     """One tile: transform, filter, transform back, combine."""
 
-    def __init__(self, pair: Pair, part: _Tile, filters: DifferenceFilter, buffer: Array, cache: ReferenceCache | None,
+    def __init__(self, pair: Pair, part: Tile, filters: DifferenceFilter, buffer: Array, cache: ReferenceCache | None,
                  x: float, y: float, bad: Array | None, fill: Fill | None) -> None:
         self.pair, self.part, self.f, self.buffer, self.cache = pair, part, filters, buffer, cache
         self.xp = get_xp(pair.new, pair.ref)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_truth import add_stars, grid_positions, stamp
 
-from seechange_mpi.gpu_kernels import difference
+from seechange_mpi.gpu_kernels import difference, tiles
 from seechange_mpi.gpu_kernels.difference import ReferenceCache
 from seechange_mpi.gpu_kernels.zogy import zogy_subtract
 
@@ -53,14 +53,14 @@ def test_joins_leave_no_trace(sigma, masked):
 
 def test_tiles_are_really_cut(monkeypatch):
     counts = []
-    original = difference._layout
+    original = difference.layout
 
     def layout(*args, **kwargs):
         result = original(*args, **kwargs)
         counts.append(result[0])
         return result
 
-    monkeypatch.setattr(difference, "_layout", layout)
+    monkeypatch.setattr(difference, "layout", layout)
     run(make_pair(2, np.float32), tile=64)
     run(make_pair(2, np.float32), tile=1000)
     assert counts[0] == (6, 6)
@@ -91,9 +91,9 @@ def test_a_frame_too_large_for_the_gpu_is_done_in_tiles(stand_in, monkeypatch):
 @pytest.mark.parametrize("frame", [(512, 512), (700, 333), (100, 90), (65, 1000)])
 @pytest.mark.parametrize("varying", [False, True])
 def test_tiles_cover_the_frame_with_weight_one(frame, varying):
-    count, shape = difference._layout(frame, 20, varying, 128, on_cpu=True)
+    count, shape = tiles.layout(frame, 20, varying, 128, on_cpu=True)
     total = np.zeros(frame)
-    for part in difference._tiles(frame, count, 20, varying):
+    for part in tiles.cut(frame, count, 20, varying):
         weight = 1.0 if part.fade_y is None else part.fade_y[:, None] * part.fade_x[None, :]
         total[part.y, part.x] += weight
         assert part.y.stop - part.y0 + 20 <= shape[0]
@@ -199,8 +199,8 @@ def test_tiles_have_pixels(tile):
 
 def test_a_gpu_transforms_the_whole_frame():
     for frame, count in (((4096, 2048), (1, 1)), ((65, 3000), (1, 1)), ((9232, 9216), (2, 2))):
-        assert difference._layout(frame, 60, False, None, on_cpu=False)[0] == count
-        assert difference._layout(frame, 60, False, None, on_cpu=True)[0] != count
+        assert tiles.layout(frame, 60, False, None, on_cpu=False)[0] == count
+        assert tiles.layout(frame, 60, False, None, on_cpu=True)[0] != count
 
 
 def test_byte_order_of_a_fits_file():
