@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from scene import SHAPE, SIZE, SKY, Scene, best_of, cpu_name, scene
+from bench_scene import SHAPE, SIZE, SKY, Scene, best_of, cpu_name, scene
 
 from seechange_mpi.gpu_kernels.background import fit_background
 from seechange_mpi.gpu_kernels.cosmicray import detect_cosmics

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 import scipy.ndimage
-from scene import FWHM_NEW, FWHM_REF, SHAPE, SIZE, SKY, Scene, best_of, cpu_name, scene
+from bench_scene import FWHM_NEW, FWHM_REF, SHAPE, SIZE, SKY, Scene, best_of, cpu_name, scene
 
 ZOGY_NOISE = {"noise_new": SKY, "noise_ref": SKY, "sigma_x": 0.05, "sigma_y": 0.05}
 

@@ -27,7 +27,7 @@ import numpy as np
 from seechange_mpi.gpu_kernels.backend import Array, get_xp
 from seechange_mpi.gpu_kernels.fft import irfft2, rfft2
 
-FLOOR = 1e-3
+FLOOR = 3e-4
 """Weight of the delta function that stands for both PSFs where they have no power."""
 
 
