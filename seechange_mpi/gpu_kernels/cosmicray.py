@@ -127,6 +127,13 @@ def _candidates(data: Array, variance: Array, bad: Array, least: float) -> Array
     return xp.concatenate(found)
 
 
+def _distinct(values: Array) -> Array:
+    """Sorted, once each: by sorting, which is several times quicker than the hashing of numpy.unique."""
+    xp = get_xp(values)
+    values = xp.sort(values)
+    return values[xp.concatenate([xp.ones(min(1, len(values)), dtype=bool), values[1:] != values[:-1]])]
+
+
 def _neighbourhood(positions: Array, bad: Array, reach: int) -> Array:
     """Return the flat positions, once each, within `reach` rows and columns of `positions`, but no bad ones."""
     xp = get_xp(bad)
@@ -134,7 +141,7 @@ def _neighbourhood(positions: Array, bad: Array, reach: int) -> Array:
     offsets = xp.arange(-reach, reach + 1)
     y = xp.clip((positions // nx)[:, None, None] + offsets[:, None], 0, ny - 1)
     x = xp.clip((positions % nx)[:, None, None] + offsets, 0, nx - 1)
-    at = xp.unique((y * nx + x).ravel())
+    at = _distinct((y * nx + x).ravel())
     return at[~bad.ravel()[at]]
 
 
@@ -196,7 +203,7 @@ def _hits(data: Array, variance: Array, bad: Array, at: Array, sigma: float, con
     beside = _in_chunks(lambda a: _surroundings(hit, a, 1).any(axis=(1, 2)), at).astype(bool)
     near = _neighbourhood(at[beside], bad, 1)
     faint, _ = _significance(data, variance, near)
-    return xp.unique(xp.concatenate([at[beside], near[faint > grow * sigma]]))
+    return _distinct(xp.concatenate([at[beside], near[faint > grow * sigma]]))
 
 
 def detect_cosmics(

@@ -194,13 +194,7 @@ class _Work:
         self.real: Any = buffer.dtype.type
         self.centre = x, y
         self.noise = pair.noise_new(x, y), pair.noise_ref(x, y)
-        ny, nx = pair.new.shape
-        ty, tx = buffer.shape
-        self.wide = (slice(max(part.y0, 0), min(part.y0 + ty, ny)), slice(max(part.x0, 0), min(part.x0 + tx, nx)))
-        self.at = tuple(slice(w.start - o, w.stop - o)
-                        for w, o in zip(self.wide, (part.y0, part.x0), strict=True))
-        self.core = (slice(part.y.start - part.y0, part.y.stop - part.y0),
-                     slice(part.x.start - part.x0, part.x.stop - part.x0))
+        self.wide, self.at, self.core = part.slices(pair.new.shape, buffer.shape)
         self.bad = None if bad is None else bad[self.wide]
         if self.bad is not None and not bool(self.bad.any()):
             self.bad = None

@@ -101,7 +101,8 @@ class _Kernel:
             if mask is not None:
                 bad |= mask
             image = ref if solution.convolved == "ref" else new
-            self.changes = [(i, j, convolve_fft(image, plane, bad)) for (i, j), plane in terms]
+            convolved = convolve_fft(image, np.stack([plane for _, plane in terms]), bad)
+            self.changes = [(i, j, plane) for ((i, j), _), plane in zip(terms, convolved, strict=True)]
 
     def rest(self, part: tuple[slice, slice], x: float, y: float) -> Array:
         """(κ(pixel) − κ(x, y)) ⊗ T on a part of the frame."""

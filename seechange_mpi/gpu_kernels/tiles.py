@@ -8,6 +8,8 @@ import numpy as np
 
 from seechange_mpi.gpu_kernels.fft import good_size
 
+Slices = tuple[slice, slice]
+
 _BLEND = 16
 """Half width of the cross-fade between tiles of different filters [pix]."""
 
@@ -35,6 +37,14 @@ class Tile:
     x0: int
     fade_y: np.ndarray | None
     fade_x: np.ndarray | None
+
+    def slices(self, frame: tuple[int, int], grid: tuple[int, int]) -> tuple[Slices, Slices, Slices]:
+        """Part of the frame that the grid covers, the same on the grid, and on the grid what the tile fills."""
+        starts = self.y0, self.x0
+        wide = tuple(slice(max(o, 0), min(o + t, n)) for o, t, n in zip(starts, grid, frame, strict=True))
+        at = tuple(slice(w.start - o, w.stop - o) for w, o in zip(wide, starts, strict=True))
+        core = tuple(slice(w.start - o, w.stop - o) for w, o in zip((self.y, self.x), starts, strict=True))
+        return (wide[0], wide[1]), (at[0], at[1]), (core[0], core[1])
 
 
 def layout(frame: tuple[int, int], margin: int, varying: bool, tile: int | None, *, on_cpu: bool,
