@@ -28,8 +28,8 @@ class Column(NamedTuple):
 _APER = ("f4", (N_APERTURES,))
 
 SOURCES: tuple[Column, ...] = (
-    Column("x", "f8", "pix", "windowed centroid"),
-    Column("y", "f8", "pix", "windowed centroid"),
+    Column("x", "f8", "pix", "position: of the PSF fit for stars and blends, else the windowed centroid"),
+    Column("y", "f8", "pix", "position: of the PSF fit for stars and blends, else the windowed centroid"),
     Column("x_err", "f4", "pix", "error of x"),
     Column("y_err", "f4", "pix", "error of y"),
     Column("ra", "f8", "deg", "ICRS, NaN before astrocal"),
@@ -44,6 +44,10 @@ SOURCES: tuple[Column, ...] = (
     Column("b", "f4", "pix", "rms along the minor axis"),
     Column("theta", "f4", "rad", "position angle of the major axis, from x towards y"),
     Column("half_light_radius", "f4", "pix", "radius of half the flux"),
+    Column("x_win", "f8", "pix", "windowed centroid"),
+    Column("y_win", "f8", "pix", "windowed centroid"),
+    Column("spread_model", "f4", "", "width beyond the PSF's: 0 for stars, positive for galaxies"),
+    Column("spread_model_err", "f4", "", "error of spread_model"),
     Column("flags", "i4", "", "extraction flags: SExtractor's bits 0-7"),
     Column("pixel_flags", "i4", "", "OR of the image flags under the source"),
     Column("is_star", "?", "", "point-like"),

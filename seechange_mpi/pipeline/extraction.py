@@ -1,7 +1,8 @@
 """Sources and PSF of an image; and, with ``subtraction=True``, detections in a difference image.
 
-Order: find sources (sep, Barbary 2016; Bertin & Arnouts 1996), windowed centroids, half-light radii, the stellar
-locus, the PSF from isolated unsaturated stars, PSF fluxes of everything with a noise-free variance model, apertures.
+Order: peaks of the matched-filtered image, their shapes, the stellar locus, the PSF from unsaturated stars; then PSF
+fluxes and positions of all sources together, in turn with the search for what the model has left, and in crowded
+fields with a PSF from stars whose neighbours are subtracted; apertures free of neighbours.
 """
 
 from __future__ import annotations
@@ -10,27 +11,50 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 
 from seechange_mpi.config.parameters import Parameters, par
-from seechange_mpi.gpu_kernels.photometry import SKIPPED, psf_photometry, render_sources
-from seechange_mpi.gpu_kernels.psf_model import PSFFit, fit_psf, render
-from seechange_mpi.gpu_kernels.stamps import cut_stamps
+from seechange_mpi.gpu_kernels.joint import joint_photometry
+from seechange_mpi.gpu_kernels.photometry import EDGE, MOVED_AWAY, SKIPPED, aperture_photometry, render_sources
+from seechange_mpi.gpu_kernels.psf_model import polynomial_terms, render
 from seechange_mpi.model.errors import AlgorithmError, ConfigError
 from seechange_mpi.model.flags import PixelFlag
 from seechange_mpi.model.products import F32, F64, PSF, Background, Detections, Image, SourceList, SubImage
 from seechange_mpi.model.tables import N_APERTURES, SOURCES, empty_table
 from seechange_mpi.pipeline.backgrounding import render_rms, subtract_background
-from seechange_mpi.pipeline.star_selection import find_stellar_locus, isolated, on_locus, spread_evenly
+from seechange_mpi.pipeline.psf_building import StarChoice, choose_degree, choose_stars, fit_stars
+from seechange_mpi.pipeline.source_finding import (
+    Filtered,
+    Found,
+    core_radii,
+    cover,
+    find_in_residual,
+    find_sources,
+    gaussian,
+    matched,
+    not_doubled,
+)
+from seechange_mpi.pipeline.source_shapes import (
+    BLENDED,
+    TRUNCATED,
+    Shapes,
+    measure_shapes,
+    or_flags,
+)
+from seechange_mpi.pipeline.star_selection import find_stellar_locus
 from seechange_mpi.pipeline.step import Step
 
 _NOT_FOR_SEARCH = (PixelFlag.BAD_PIXEL | PixelFlag.ZERO_WEIGHT | PixelFlag.OUT_OF_BOUNDS | PixelFlag.NO_DATA
                    | PixelFlag.COSMIC_RAY)
 """Pixels that sources are not searched in; saturated ones are, so that bright stars stay one source."""
 
-BLENDED, SATURATED, TRUNCATED, INCOMPLETE, NEAR_BAD = 2, 4, 8, 16, 1
-"""SExtractor's bits used in ``sources.flags``."""
-_SEP_MERGED, _SEP_TRUNC = 1, 2
+_EXTENDED = 0.003
+"""Excess of `spread_model` that imperfect PSFs give bright stars."""
+_FIRST_SIGMA = 1.2
+"""Of the Gaussian that finds the bright sources before the seeing is known [pix]."""
+_CROWDED = 0.1
+"""Part of the image that the sources' discs cover, above which the field is crowded."""
+_BLENDED_LIGHT = 0.1
+"""Light of neighbours, in units of a source's own, that makes it blended."""
 
 
 class DetectorParameters(Parameters):
@@ -38,12 +62,13 @@ class DetectorParameters(Parameters):
 
     section = "extraction.sources"
     subtraction: bool = par(False, "False: sources of an image; True: detections in a difference image")
-    threshold: float = par(4.0, "least signal-to-noise ratio of a source", unit="sigma", gt=1)
-    min_area: int = par(5, "least number of connected pixels", unit="pix", ge=1)
+    threshold: float = par(4.5, "least signal-to-noise ratio of a source", unit="sigma", gt=1)
+    max_rounds: int = par(5, "most rounds of fitting all sources and searching what is left; two are enough where "
+                             "few sources overlap", ge=1, le=20)
     apers: list[float] = par([1.0, 2.0, 3.0, 5.0], "aperture radii; the last one takes in all the light",
                              min_length=N_APERTURES, max_length=N_APERTURES)
     aperunit: Literal["fwhm", "pixel"] = par("fwhm", "unit of apers")
-    psf_degree: int = par(1, "degree of the PSF's polynomial in position; lowered when stars are few", ge=0, le=3)
+    psf_degree: int = par(2, "highest degree of the PSF's polynomial in position; the stars decide", ge=0, le=3)
     psf_size_fwhms: float = par(6.0, "side of the PSF stamp", unit="FWHM", ge=4, le=12)
     psf_min_snr: float = par(30.0, "least signal-to-noise ratio of a PSF star; halved once if stars are few",
                              unit="sigma", gt=5)
@@ -93,210 +118,213 @@ class Detector(Step[Any]):
         if self.pars.subtraction:
             raise ConfigError("this Detector works on difference images; build it with Detector()")
         work = _Work(self.pars, image, background)
-        # sep's own 3 × 3 filter for the bright ones, which tell the seeing; then a filter that fits it
-        objects = find_sources(work.data, work.rms, work.search_mask, 3.0 * self.pars.threshold, self.pars.min_area)
-        objects = find_sources(work.data, work.rms, work.search_mask, 0.75 * self.pars.threshold, self.pars.min_area,
-                               seeing_kernel(work.seeing(objects)))
-        if len(objects) < self.pars.min_psf_stars:
+        work.find()
+        if len(work.found) < self.pars.min_psf_stars:
             raise AlgorithmError("extraction", "too few sources", {
-                "sources": len(objects), "required": self.pars.min_psf_stars, "noise": background.noise})
-        work.measure_shapes(objects)
+                "sources": len(work.found), "required": self.pars.min_psf_stars, "noise": background.noise})
         work.build_psf()
-        return work.source_list(objects), work.psf
-
-
-def find_sources(
-    data: F32, rms: F32, mask: npt.NDArray[np.bool_], threshold: float, min_area: int, kernel: F32 | None = None
-) -> npt.NDArray[np.void]:
-    """Find sources with sep, matched filter; its limits are raised where an image needs more.
-
-    Its cleaning is off: with a matched filter it mixes units and removes half of the faint sources.
-
-    Parameters
-    ----------
-    data : (ny, nx) float32 [ADU], background-subtracted;  rms : (ny, nx) float32 [ADU], of the sky.
-    mask : (ny, nx) bool, True = bad;  threshold : of a filtered pixel [sigma].
-    kernel : (k, k) float32, odd; default: sep's 3 × 3 pyramid.
-
-    Raises
-    ------
-    AlgorithmError
-        sep cannot work on the image even with its largest limits.
-    """
-    import sep
-
-    size, objects = max(300_000, data.size // 10), 4096
-    extra = {} if kernel is None else {"filter_kernel": kernel}
-    while True:
-        sep.set_extract_pixstack(size)
-        sep.set_sub_object_limit(objects)
-        try:
-            found: npt.NDArray[np.void] = sep.extract(
-                np.ascontiguousarray(data), threshold, err=np.ascontiguousarray(rms), mask=mask, minarea=min_area,
-                clean=False, **extra)
-            return found
-        except Exception as err:  # noqa: BLE001 - sep raises plain Exception
-            message = str(err)
-            if "pixel" in message and "full" in message and size < 4 * data.size:
-                size *= 4
-            elif "deblending" in message and objects < 1_000_000:
-                objects *= 8
-            else:
-                raise AlgorithmError("extraction", f"sep: {message}", {"pixels": data.size}) from None
-
-
-def seeing_kernel(fwhm: float) -> F32:
-    """Return a Gaussian filter somewhat narrower than the seeing, which detects nearly as well and deblends better."""
-    sigma = 0.8 * float(np.clip(fwhm, 1.5, 12.0)) / 2.3548
-    half = max(1, int(np.ceil(2.0 * sigma)))
-    u = np.arange(-half, half + 1)
-    return np.asarray(np.exp(-0.5 * (u[:, None] ** 2 + u[None, :] ** 2) / sigma**2), dtype=np.float32)
+        work.fit()
+        return work.source_list(), work.psf
 
 
 class _Work:
-    """The arrays of one extraction."""
+    """The arrays of one extraction, and the sources as they become known."""
 
     def __init__(self, pars: DetectorParameters, image: Image, background: Background) -> None:
         self.pars, self.image, self.background = pars, image, background
         self.data = np.where(image.flags & int(_NOT_FOR_SEARCH), 0, subtract_background(image, background))
         self.data = np.ascontiguousarray(self.data, dtype=np.float32)
-        self.rms = render_rms(background)
+        self.sky_variance: F32 = render_rms(background) ** 2
         self.search_mask = (image.flags & int(_NOT_FOR_SEARCH)) != 0
+        self.saturated = (image.flags & int(PixelFlag.SATURATED)) != 0
         self.mask = (image.flags != 0) | ~(image.weight > 0)
         # the pixel's own noise is kept out of its variance: it would bias every weighted flux low
-        smooth = np.maximum(scipy.ndimage.gaussian_filter(self.data, 1.2), 0)
-        self.variance: F32 = (self.rms**2 + smooth / np.float32(image.gain)).astype(np.float32)
+        self.smooth: F32 = gaussian(self.data, _FIRST_SIGMA)
+        self.variance = self._variance(self.smooth)
 
-    def seeing(self, objects: npt.NDArray[np.void]) -> float:
-        """FWHM guessed from the stellar locus of bright sources; 2.5 where they are too few [pix]."""
-        if len(objects) < 3:
+    def _variance(self, light: F32) -> F32:
+        out = np.maximum(light, np.float32(0))
+        out /= np.float32(self.image.gain)
+        out += self.sky_variance
+        return out
+
+    def find(self) -> None:
+        """Peaks of the image filtered by its own seeing, which the bright ones tell; their shapes."""
+        threshold = self.pars.threshold
+        first = Filtered.of(self.smooth, self.variance, _FIRST_SIGMA)
+        bright = find_sources(first, 3.0 * threshold, self.search_mask, self.saturated, 2.5)
+        self.guess = self._seeing(first, bright.taken(np.argsort(-bright.height, kind="stable")[:1000]))
+        filtered = matched(self.data, self.variance, self.search_mask, self.guess)
+        self.found = find_sources(filtered, 0.9 * threshold, self.search_mask, self.saturated, self.guess)
+        ny, nx = self.image.shape
+        share = len(self.found) * np.pi * (1.5 * self.guess) ** 2 / (ny * nx)
+        self.crowded = share > _CROWDED
+        self.shapes = self._shapes(self.found)
+        # half-light radii of crowded stars are those of a crowd
+        self.star_radius = (core_radii(filtered, self.found.x, self.found.y) if self.crowded else self.shapes.radius)
+
+    def _shapes(self, found: Found) -> Shapes:
+        return measure_shapes(self.data, self.search_mask, self.image.flags, found.x, found.y, self.guess,
+                              crowded=self.crowded)
+
+    def _seeing(self, filtered: Filtered, found: Found) -> float:
+        """FWHM guessed from the tops of bright sources; 2.5 where they are too few [pix]."""
+        if len(found) < 3:
             return 2.5
-        self.measure_shapes(objects)
-        locus = find_stellar_locus(self.radius, self.snr, (self.flags == 0) & (self.pixel_flags == 0))
-        return 2.0 * locus.radius if locus is not None else 2.5
-
-    def measure_shapes(self, objects: npt.NDArray[np.void]) -> None:
-        """Half-light radii, windowed centroids, flags."""
-        import sep
-
-        # positions of sep are C doubles; its arrays must be contiguous
-        x, y = objects["x"].astype(float), objects["y"].astype(float)
-        rmax = np.maximum(6.0 * objects["a"], 4.0)
-        self.radius, flag_r = sep.flux_radius(self.data, x, y, rmax, 0.5, mask=self.search_mask, subpix=5)
-        self.radius = np.where(np.isfinite(self.radius) & (self.radius > 0), self.radius, np.nan)
-        sigma = np.nan_to_num(np.clip(self.radius, 0.5, 10.0), nan=1.0) * 2.0 / 2.35
-        xw, yw, flag_w = sep.winpos(self.data, x, y, sigma, mask=self.search_mask)
-        near = np.hypot(xw - x, yw - y) < np.maximum(objects["a"], 1.0)
-        settled = near & np.isfinite(xw) & np.isfinite(yw)
-        self.x, self.y = np.where(settled, xw, x), np.where(settled, yw, y)
-        f = objects["flag"].astype(int)
-        self.flags = (np.where(f & _SEP_MERGED, BLENDED, 0) | np.where(f & _SEP_TRUNC, TRUNCATED, 0)
-                      | np.where((flag_r | flag_w) & sep.APER_TRUNC, INCOMPLETE, 0))
-        signal = np.maximum(objects["flux"], 0.0)
-        noise = np.sqrt(objects["npix"] * float(self.background.noise) ** 2 + signal / self.image.gain)
-        self.snr = signal / noise
-        self.flux = signal
-        self.pixel_flags = or_flags(self.image.flags, self.x, self.y, np.nanmedian(self.radius))
-        self.flags |= np.where(self.pixel_flags & int(PixelFlag.SATURATED), SATURATED, 0)
-        self.flags |= np.where(self.pixel_flags & ~int(PixelFlag.SATURATED), NEAR_BAD, 0)
+        flags = or_flags(self.image.flags, found.x, found.y, 2.0)
+        good = (flags == 0) & ~found.saturated
+        locus = find_stellar_locus(core_radii(filtered, found.x, found.y), found.score, good, found.x, found.y)
+        return float(np.clip(2.0 * locus.radius, 1.5, 20.0)) if locus is not None else 2.5
 
     def build_psf(self) -> None:
         """Choose the PSF stars and fit the PSF."""
-        pars = self.pars
-        good = (self.flags == 0) & (self.pixel_flags == 0)
-        locus = find_stellar_locus(self.radius, self.snr, good)
-        figures: dict[str, float | int | str] = {"sources": len(self.x), "unflagged": int(good.sum()),
+        pars, found, shapes = self.pars, self.found, self.shapes
+        good = (shapes.flags == 0) & (shapes.pixel_flags == 0) & ~found.saturated
+        figures: dict[str, float | int | str] = {"sources": len(found), "unflagged": int(good.sum()),
                                                  "required": pars.min_psf_stars}
+        locus = find_stellar_locus(self.star_radius, found.score, good, found.x, found.y)
         if locus is None:
             raise AlgorithmError("extraction", "no stars to make a PSF from", figures)
         self.locus = locus
         guess = 2.0 * locus.radius
+        figures["fwhm_guess"] = guess
         self.size = int(np.clip(2 * int(np.ceil(pars.psf_size_fwhms * guess / 2)) + 1, 15, 75))
-        ny, nx = self.image.shape
-        edge = self.size // 2 + 1
-        inside = (self.x > edge) & (self.x < nx - 1 - edge) & (self.y > edge) & (self.y < ny - 1 - edge)
-        alone = isolated(self.x, self.y, self.flux, 0.45 * self.size)
-        stars = good & inside & alone & on_locus(self.radius, self.snr, locus)
-        for least in (pars.psf_min_snr, 0.5 * pars.psf_min_snr):
-            chosen = np.flatnonzero(stars & (self.snr > least))
-            if len(chosen) >= 3 * pars.min_psf_stars:
-                break
-        figures |= {"candidates": len(chosen), "fwhm_guess": guess}
-        if len(chosen) < pars.min_psf_stars:
-            raise AlgorithmError("extraction", "too few stars to make a PSF from", figures)
-        chosen = chosen[spread_evenly(self.x[chosen], self.y[chosen], self.flux[chosen], self.image.shape,
-                                      pars.psf_max_stars)]
-        try:
-            fit = fit_psf(self.data, self.variance, self.mask, self.x[chosen], self.y[chosen],
-                          size=self.size, degree=pars.psf_degree)
-        except ValueError as err:
-            raise AlgorithmError("extraction", str(err), figures) from None
-        used = np.asarray(fit.used)
-        if used.sum() < pars.min_psf_stars:
-            raise AlgorithmError("extraction", "too few stars fit one PSF", figures | {"used": int(used.sum())})
-        self.psf_star = np.zeros(len(self.x), bool)
-        self.psf_star[chosen[used]] = True
-        self.psf = _product(fit, used)
+        choice = StarChoice(pars.psf_min_snr, pars.psf_max_stars, pars.min_psf_stars, self.size)
+        chosen = choose_stars(shapes.x, shapes.y, found.height, found.score, self.star_radius, good, locus,
+                              self.image.shape, choice)
+        self.figures = figures
+        self._fit_psf(self.data, shapes.x, shapes.y, chosen)
 
-    def source_list(self, objects: npt.NDArray[np.void]) -> SourceList:
-        """PSF and aperture photometry of all sources; the table."""
-        phot = psf_photometry(self.data, self.variance, self.mask, self.x, self.y, self.psf)
-        bright = np.isfinite(phot.flux) & (phot.flux > 0)
-        model = render_sources(self.image.shape, phot.x[bright], phot.y[bright], phot.flux[bright], self.psf)
-        smooth = (self.variance - self.rms**2) * np.float32(self.image.gain)
-        variance = (self.rms**2 + np.maximum(model, smooth) / np.float32(self.image.gain)).astype(np.float32)
-        phot = psf_photometry(self.data, variance, self.mask, self.x, self.y, self.psf)
+    def _fit_psf(self, data: F32, x: F64, y: F64, chosen: npt.NDArray[np.intp], rounds: int = 4) -> None:
+        pars, s = self.pars, self.shapes
+        e = (s.a**2 - s.b**2) / (s.a**2 + s.b**2)
+        shapes = np.stack([s.a**2 + s.b**2, e * np.cos(2 * s.theta), e * np.sin(2 * s.theta)], axis=-1)[chosen]
+        bright = self.found.score[chosen] > np.median(self.found.score[chosen]) if len(chosen) > 100 else slice(None)
+        degree = choose_degree(x[chosen][bright], y[chosen][bright], shapes[bright], self.image.shape, pars.psf_degree)
+        self.psf, used = fit_stars(data, self.variance, self.mask, x, y, chosen, self.size, degree,
+                                   pars.min_psf_stars, self.figures, rounds=rounds)
+        self.psf_star = np.zeros(len(self.found), bool)
+        self.psf_star[used] = True
+
+    def fit(self) -> None:
+        """PSF fluxes of all sources together; in turn with the search for what the model leaves."""
+        x, y = self.found.x, self.found.y
+        for round_ in range(self.pars.max_rounds):
+            self.phot = joint_photometry(self.data, self.variance, self.mask, x, y, self.psf,
+                                         iterations=2 if self.crowded else 3)
+            model = self.data - self.phot.residual
+            # galaxies have light that the model lacks
+            self.variance = self._variance(np.maximum(model, self.smooth))
+            last = round_ == self.pars.max_rounds - 1 or (round_ == 1 and not self.crowded)
+            new = self._look_for_more(model) if not last else None
+            few = new is None or len(new) < 0.01 * len(self.found)
+            if last or (round_ > 0 and few):
+                break
+            if self.crowded and round_ < 2:
+                self._clean_psf()
+            keep = self._kept()
+            self._select(keep)
+            assert new is not None
+            self._append(new)
+            x = np.concatenate([self.phot.x[keep], new.x])
+            y = np.concatenate([self.phot.y[keep], new.y])
+
+    def _look_for_more(self, model: F32) -> Found:
+        """Peaks of the residual image, away from what the model cannot describe: galaxies, saturated stars."""
+        p = self.phot
+        where = self.mask.copy()
+        with np.errstate(invalid="ignore"):
+            extended = (p.spread > np.maximum(5 * p.spread_err, _EXTENDED)) & (p.flux > 20 * p.flux_err)
+        if self.crowded:
+            # blends look extended there, and galaxies are few among the stars
+            extended[:] = False
+        wide = np.flatnonzero(self.found.saturated | extended)
+        radius = np.where(self.found.saturated, 3.0 * self.guess, 3.0 * np.nan_to_num(self.shapes.radius))
+        cover(where, self.found.x[wide], self.found.y[wide], np.clip(radius[wide], self.guess, 20.0 * self.guess))
+        return find_in_residual(p.residual, model, self.variance, where, self.psf.fwhm_pixels, self.pars.threshold,
+                                contrast=0.05, known_x=p.x, known_y=p.y)
+
+    def _kept(self) -> npt.NDArray[np.bool_]:
+        """Sources that are worth another round: still significant, and not the same as a brighter one."""
+        p = self.phot
+        with np.errstate(invalid="ignore", divide="ignore"):
+            lit = np.asarray((p.flux > 2.5 * p.flux_err) | ((p.flags & SKIPPED) != 0), bool)
+        return lit & not_doubled(p.x, p.y, np.nan_to_num(p.flux), 0.4 * self.psf.fwhm_pixels)
+
+    def _select(self, keep: npt.NDArray[np.bool_]) -> None:
+        self.found, self.psf_star = self.found.taken(keep), self.psf_star[keep]
+        self.shapes = self.shapes.taken(keep)
+
+    def _append(self, new: Found) -> None:
+        if len(new) == 0:
+            return
+        self.found = self.found.joined(new)
+        self.shapes = self.shapes.joined(self._shapes(new))
+        self.psf_star = np.concatenate([self.psf_star, np.zeros(len(new), bool)])
+
+    def _clean_psf(self) -> None:
+        """Fit the PSF again with the neighbours of its stars subtracted."""
+        p, pars = self.phot, self.pars
+        with np.errstate(invalid="ignore", divide="ignore"):
+            snr = np.nan_to_num(p.flux / p.flux_err)
+            point = (np.abs(p.spread) < np.maximum(5 * p.spread_err, _EXTENDED)) & (p.blend < 1.0)
+        good = (self.shapes.pixel_flags == 0) & point & ((p.flags & SKIPPED) == 0) & ~self.found.saturated
+        choice = StarChoice(pars.psf_min_snr, pars.psf_max_stars, pars.min_psf_stars, self.size)
+        point_like = np.exp(self.locus.log_radius_at(p.x, p.y))
+        chosen = choose_stars(p.x, p.y, np.nan_to_num(p.flux), snr, point_like, good, self.locus, self.image.shape,
+                              choice, cleaned=True)
+        if len(chosen) < pars.min_psf_stars:
+            return
+        own = render_sources(self.image.shape, p.x[chosen], p.y[chosen], p.flux[chosen], self.psf)
+        self._fit_psf(p.residual + own, p.x, p.y, chosen, rounds=2)
+
+    def source_list(self) -> SourceList:
+        """The table, from the last fit of all sources."""
+        p, shapes = self.phot, self.shapes
         scale = self.psf.fwhm_pixels if self.pars.aperunit == "fwhm" else 1.0
         radii = tuple(float(a) * scale for a in self.pars.apers)
-        aper, aper_err = aperture_fluxes(self.data, variance, self.mask, self.x, self.y, radii)
-        table = empty_table(SOURCES, len(self.x))
         with np.errstate(invalid="ignore", divide="ignore"):
-            snr = phot.flux / phot.flux_err
-        table["x"], table["y"] = self.x, self.y
-        table["x_err"] = np.where(np.isfinite(phot.x_err), phot.x_err, np.sqrt(objects["errx2"]))
-        table["y_err"] = np.where(np.isfinite(phot.y_err), phot.y_err, np.sqrt(objects["erry2"]))
+            snr = p.flux / p.flux_err
+        flags = shapes.flags | np.where(p.flags & EDGE, TRUNCATED, 0) | np.where(p.blend > _BLENDED_LIGHT, BLENDED, 0)
+        star = self.psf_star | self._is_star(snr, flags)
+        measured = (p.flags & (SKIPPED | MOVED_AWAY)) == 0
+        windowed = ~measured | ~(star | (flags & BLENDED != 0))
+        x, y = np.where(windowed, shapes.x, p.x), np.where(windowed, shapes.y, p.y)
+        aper, aper_err = self._apertures(x, y, radii)
+        table = empty_table(SOURCES, len(x))
+        table["x"], table["y"], table["x_win"], table["y_win"] = x, y, shapes.x, shapes.y
+        # a centroid good to the seeing over the signal-to-noise ratio, where the fit tells nothing
+        fallback = 0.6 * self.guess / np.maximum(self.found.score, 1.0)
+        table["x_err"] = np.where(np.isfinite(p.x_err), p.x_err, fallback)
+        table["y_err"] = np.where(np.isfinite(p.y_err), p.y_err, fallback)
         table["ra"] = table["dec"] = np.nan
-        table["flux_psf"], table["flux_psf_err"], table["chi2_psf"] = phot.flux, phot.flux_err, phot.chi2
+        table["flux_psf"], table["flux_psf_err"], table["chi2_psf"] = p.flux, p.flux_err, p.chi2
         table["flux_apertures"], table["flux_apertures_err"] = aper, aper_err
-        for name in ("peak", "a", "b", "theta"):
-            table[name] = objects[name]
-        table["half_light_radius"] = self.radius
-        table["flags"], table["pixel_flags"] = self.flags, self.pixel_flags
-        table["psf_star"] = self.psf_star
-        table["is_star"] = self._is_star(snr, phot.flux, phot.flux_err, aper[:, 1], aper_err[:, 1])
-        saturated = (self.pixel_flags & int(PixelFlag.SATURATED)) != 0
-        measured = (phot.flags & SKIPPED) == 0
-        keep = (measured & (snr >= self.pars.threshold)) | saturated
+        table["peak"] = self.data[np.clip(np.rint(y).astype(int), 0, self.data.shape[0] - 1),
+                                  np.clip(np.rint(x).astype(int), 0, self.data.shape[1] - 1)]
+        for name in ("a", "b", "theta"):
+            table[name] = getattr(shapes, name)
+        table["half_light_radius"] = shapes.radius
+        table["spread_model"], table["spread_model_err"] = p.spread, p.spread_err
+        table["flags"], table["pixel_flags"] = flags, shapes.pixel_flags
+        table["psf_star"], table["is_star"] = self.psf_star, star
+        keep = (((p.flags & SKIPPED) == 0) & (snr >= self.pars.threshold)) | self.found.saturated
         table = table[keep]
-        order = np.lexsort((table["x"], table["y"]))
-        return SourceList(table[order], radii)
+        return SourceList(table[np.lexsort((table["x"], table["y"]))], radii)
 
-    def _is_star(self, snr: F64, flux: F64, flux_err: F64, wide: F64, wide_err: F64) -> npt.NDArray[np.bool_]:
-        """Point-like in half-light radius, and no more light in a wide aperture than a star has."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = wide / flux
-            error = np.hypot(wide_err / wide, flux_err / flux)
-            typical = np.nanmedian(ratio[self.psf_star]) if self.psf_star.any() else 1.0
-            compact = np.abs(ratio / typical - 1.0) < 0.1 + 3.0 * error
-        good = (self.pixel_flags == 0) & np.isfinite(snr) & (snr > 5)
-        return np.asarray(self.psf_star | (good & compact & on_locus(self.radius, snr, self.locus)))
+    def _apertures(self, x: F64, y: F64, radii: tuple[float, ...]) -> tuple[F64, F64]:
+        """Aperture fluxes free of neighbours: the residual image in the aperture, and the source's own PSF in it."""
+        p = self.phot
+        flux, err = aperture_fluxes(p.residual, self.variance, self.mask, x, y, radii)
+        own = encircled(self.psf, x, y, radii)
+        return flux + np.nan_to_num(p.flux)[:, None] * own, err
 
-
-def _product(fit: PSFFit, used: npt.NDArray[np.bool_]) -> PSF:
-    chi2 = float(np.median(np.asarray(fit.chi2)[used]))
-    return PSF(np.asarray(fit.basis, dtype=np.float32), fit.degree, float(fit.x0), float(fit.y0), float(fit.x_scale),
-               float(fit.y_scale), fwhm_pixels=float(fit.fwhm), n_stars=int(used.sum()), chi2=chi2)
-
-
-def or_flags(flags: npt.NDArray[np.uint16], x: F64, y: F64, radius: float) -> npt.NDArray[np.int32]:
-    """Return (n,) the OR of the image flags within `radius` pixels (at least 1) of each position."""
-    r = max(1.0, float(radius))
-    size = 2 * int(np.ceil(r)) + 1
-    stamps, _ = cut_stamps(flags, np.round(x), np.round(y), size)
-    offset = np.arange(size) - size // 2
-    disc = offset[:, None] ** 2 + offset[None, :] ** 2 <= r**2
-    out: npt.NDArray[np.int32] = np.bitwise_or.reduce(stamps[:, disc], axis=1).astype(np.int32)
-    return out
+    def _is_star(self, snr: F64, flags: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """As wide as the PSF within the errors, and unflagged."""
+        p = self.phot
+        with np.errstate(invalid="ignore"):
+            tolerance = np.hypot(3.5 * p.spread_err, _EXTENDED)
+            return np.asarray((self.shapes.pixel_flags == 0) & (snr > 5) & (np.abs(p.spread) < tolerance))
 
 
 def aperture_fluxes(
@@ -306,9 +334,26 @@ def aperture_fluxes(
     import sep
 
     flux, err = np.zeros((len(x), len(radii))), np.zeros((len(x), len(radii)))
+    x, y = np.ascontiguousarray(x, dtype=float), np.ascontiguousarray(y, dtype=float)
     for k, radius in enumerate(radii):
         flux[:, k], err[:, k], _ = sep.sum_circle(data, x, y, radius, var=variance, mask=mask, subpix=5)
     return flux, err
+
+
+def encircled(psf: PSF, x: F64, y: F64, radii: tuple[float, ...]) -> F64:
+    """Return (n, len(radii)): the part of a star's light inside each radius, for a star in the middle of a pixel."""
+    size = psf.basis.shape[-1]
+    one = np.ones((size, size), np.float32)
+    middle = np.full(1, (size - 1) / 2)
+    none = np.zeros((size, size), bool)
+    out = np.empty((len(x), len(radii)))
+    # the curve of growth is a linear function of the stamp: one number per term of the polynomial
+    per_term = np.stack([aperture_photometry(term.astype(np.float32), one, none, middle, middle, radii)[0][0]
+                         for term in psf.basis])
+    total = psf.basis.sum(axis=(1, 2))
+    terms = polynomial_terms(psf, x, y)
+    out[:] = (terms @ per_term) / (terms @ total)[:, None]
+    return out
 
 
 def psf_noise_area(psf: PSF, shape: tuple[int, int]) -> float:

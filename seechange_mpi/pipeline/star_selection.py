@@ -17,11 +17,23 @@ MIN_RADIUS = 0.85
 
 @dataclass(frozen=True, slots=True)
 class StellarLocus:
-    """Half-light radius of point sources: its place and width in the logarithm, and how many sources show it."""
+    """Half-light radius of point sources: its place and width in the logarithm, and how many sources show it.
+
+    Attributes
+    ----------
+    slope : change of the logarithm per pixel in x and y, about `centre` (x, y), where the radius is `radius`.
+    """
 
     radius: float
     width: float
     n: int
+    slope: tuple[float, float] = (0.0, 0.0)
+    centre: tuple[float, float] = (0.0, 0.0)
+
+    def log_radius_at(self, x: F64, y: F64) -> F64:
+        """Logarithm of the radius of stars at positions [pix]."""
+        return np.asarray(np.log(self.radius) + self.slope[0] * (x - self.centre[0])
+                          + self.slope[1] * (y - self.centre[1]))
 
 
 def _sharpest_peak(values: F64, half_width: float = 0.06) -> float:
@@ -36,16 +48,17 @@ def _sharpest_peak(values: F64, half_width: float = 0.06) -> float:
     return float(v[int(np.argmax((inner - beside) / np.sqrt(beside + 1.0)))])
 
 
-def find_stellar_locus(radius: F64, snr: F64, good: Mask) -> StellarLocus | None:
+def find_stellar_locus(radius: F64, snr: F64, good: Mask, x: F64, y: F64) -> StellarLocus | None:
     """Find the narrow ridge of point sources among the half-light radii of good sources.
 
     Galaxies scatter widely and cosmic rays lie below `MIN_RADIUS`, so the sharpest peak in log radius of the
-    brighter sources is the stars', even where they are few.
+    brighter sources is the stars', even where they are few. A ridge that is tilted over the image is followed where
+    that brings in more stars.
 
     Parameters
     ----------
     radius, snr : (n,) half-light radius [pix], signal-to-noise ratio.
-    good : (n,) bool, unflagged sources.
+    good : (n,) bool, unflagged sources;  x, y : (n,) positions [pix].
 
     Returns
     -------
@@ -60,14 +73,35 @@ def find_stellar_locus(radius: F64, snr: F64, good: Mask) -> StellarLocus | None
         return None
     logr = np.log(radius[chosen])
     mode = _sharpest_peak(logr)
+    flat = _ridge(logr, np.ones((len(logr), 1)), np.abs(logr - mode) < 0.09)
+    centre = float(np.mean(x[chosen])), float(np.mean(y[chosen]))
+    level = StellarLocus(float(np.exp(flat[0][0])), flat[1], flat[2], centre=centre)
+    if level.n < 12:
+        return level
+    plane = np.stack([np.ones(len(logr)), x[chosen] - centre[0], y[chosen] - centre[1]], axis=-1)
+    c, width, n = _ridge(logr, plane, np.abs(logr - mode) < 0.25)
+    if n < 1.1 * level.n and width > 0.7 * level.width:
+        return level
+    return StellarLocus(float(np.exp(c[0])), width, n, (float(c[1]), float(c[2])), centre)
+
+
+def _ridge(logr: F64, design: F64, start: Mask) -> tuple[F64, float, int]:
+    """Coefficients, width and number of those on a ridge, by least squares and clipping from a first choice."""
+    near = start
+    c: F64 = np.zeros(design.shape[1])
+    c[0] = float(np.median(logr[near])) if near.any() else float(np.median(logr))
     width = 0.03
-    for _ in range(5):
-        near = np.abs(logr - mode) < max(3 * width, 0.06)
-        if near.sum() < 3:
+    for _ in range(8):
+        if near.sum() < max(3, 3 * design.shape[1] - 3):
             break
-        mode = float(np.median(logr[near]))
-        width = float(np.clip(1.4826 * np.median(np.abs(logr[near] - mode)), 0.01, 0.06))
-    return StellarLocus(float(np.exp(mode)), width, int((np.abs(logr - mode) < max(3 * width, 0.06)).sum()))
+        if design.shape[1] == 1:
+            c[0] = float(np.median(logr[near]))
+        else:
+            c = np.asarray(np.linalg.lstsq(design[near], logr[near], rcond=None)[0], dtype=np.float64)
+        residual = logr - design @ c
+        width = float(np.clip(1.4826 * np.median(np.abs(residual[near])), 0.01, 0.06))
+        near = np.abs(residual) < max(3 * width, 0.06)
+    return c, width, int(near.sum())
 
 
 def isolated(x: F64, y: F64, flux: F64, radius: float, contrast: float = 0.05) -> Mask:
@@ -82,11 +116,11 @@ def isolated(x: F64, y: F64, flux: F64, radius: float, contrast: float = 0.05) -
     return out
 
 
-def on_locus(radius: F64, snr: F64, locus: StellarLocus) -> Mask:
+def on_locus(radius: F64, snr: F64, locus: StellarLocus, x: F64, y: F64) -> Mask:
     """Return True where the half-light radius is that of a star within the scatter and its own noise."""
     with np.errstate(invalid="ignore", divide="ignore"):
         tolerance = np.hypot(max(3 * locus.width, 0.08), 4.0 / np.maximum(snr, 1.0))
-        return np.asarray(np.abs(np.log(radius / locus.radius)) < tolerance) & (radius > MIN_RADIUS)
+        return np.asarray(np.abs(np.log(radius) - locus.log_radius_at(x, y)) < tolerance) & (radius > MIN_RADIUS)
 
 
 def spread_evenly(x: F64, y: F64, brightness: F64, shape: tuple[int, int], limit: int, cells: int = 4) -> npt.NDArray[

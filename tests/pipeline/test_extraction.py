@@ -198,5 +198,6 @@ def test_isolation():
 def test_locus_among_galaxies_and_cosmic_rays():
     rng = np.random.default_rng(1)
     radius = np.r_[rng.normal(1.9, 0.03, 12), rng.uniform(2.2, 8, 150), rng.normal(0.6, 0.05, 80)]
-    locus = find_stellar_locus(radius, np.full(len(radius), 100.0), np.ones(len(radius), bool))
+    zero = np.zeros(len(radius))
+    locus = find_stellar_locus(radius, np.full(len(radius), 100.0), np.ones(len(radius), bool), zero, zero)
     assert locus.radius == pytest.approx(1.9, rel=0.04)
