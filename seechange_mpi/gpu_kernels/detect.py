@@ -40,7 +40,7 @@ class Peaks:
 
 def find_peaks(
     score: Array, threshold: float, mask: Array | None = None, *,
-    merge_radius: float = 3.0, both_signs: bool = True,
+    merge_radius: float = 3.0, both_signs: bool = True, count_pixels: bool = True,
 ) -> Peaks:
     """Find local extremes of |score| at or beyond `threshold`.
 
@@ -57,6 +57,7 @@ def find_peaks(
     ----------
     score : (ny, nx) float [sigma];  threshold : float, > 0;  mask : (ny, nx) bool, True = bad.
     merge_radius : float [pix]
+    count_pixels : bool, False: ``num_pixels`` is 0, which saves a fifth of the time.
 
     Raises
     ------
@@ -78,14 +79,16 @@ def find_peaks(
     yy, xx = np.mgrid[-r: r + 1, -r: r + 1]
     disc = (yy**2 + xx**2) <= merge_radius**2
     peaks = _local_maxima(score, above, pixels, disc)
-    labels = get_ndimage(xp).label(above, structure=xp.ones((3, 3), dtype=int))[0].ravel()
-    sizes = xp.bincount(labels[pixels], minlength=1)
+    number = xp.zeros(peaks.shape, dtype=int)
+    if count_pixels:
+        labels = get_ndimage(xp).label(above, structure=xp.ones((3, 3), dtype=int))[0].ravel()
+        number = xp.bincount(labels[pixels], minlength=1)[labels[peaks]]
     nx = score.shape[1]
     py, px = peaks // nx, peaks % nx
     quadratic = _Quadratic(score, mask, px, py)
     dx, dy = quadratic.extreme()
     flagged = _bad_stamps(score, mask, px, py, 2 * r + 1) & xp.asarray(disc)
-    found = (px, py, px + dx, py + dy, score.ravel()[peaks], sizes[labels[peaks]],
+    found = (px, py, px + dx, py + dy, score.ravel()[peaks], number,
              flagged.sum(axis=(1, 2)).astype(xp.int32), quadratic.value(dx, dy))
     return Peaks(*(asnumpy(a) for a in found))
 

@@ -144,7 +144,8 @@ class _Sources:
         self.size = size
         self.centred = xp.empty((x.size, size, size), dtype=xp.float32)
         for part in _groups(x.size, 8 * 3 * size**2, xp):
-            self.centred[part] = local_stamps(psf, x[part], y[part])
+            known = xp.isfinite(x[part] + y[part])
+            self.centred[part] = local_stamps(psf, *(xp.where(known, c[part], 0.0) for c in (x, y)))
 
     def add(self, image: Array, flux: Array) -> None:
         """Add the sources with these fluxes to an image, in place."""
@@ -173,7 +174,9 @@ class _Discs:
     def __init__(self, sources: _Sources, part: slice | Array, variance: Array, mask: Array, radius: float) -> None:
         xp = get_xp(variance)
         self.size = size = 2 * int(np.ceil(radius + 0.5)) + 1
-        x, y = sources.x[part], sources.y[part]
+        known = xp.isfinite(sources.x[part] + sources.y[part])
+        # what has no place lies far outside
+        x, y = (xp.where(known, c[part], -4.0 * size) for c in (sources.x, sources.y))
         self.cx, self.cy = xp.round(x), xp.round(y)
         self.index, self.inside = stamp_index(variance.shape, self.cx, self.cy, size)
         u = xp.arange(size, dtype=xp.float64) - size // 2
@@ -280,12 +283,13 @@ class _Group:
             for j in range(3):
                 for k in range(3):
                     left[:, j, k] += xp.bincount(a, weights=taken[:, j, k], minlength=len(blocks))
-        # what neighbours take may not be more than nearly all: they are correlated among themselves
-        share = xp.maximum((xp.einsum("nkk->nk", left) / xp.maximum(xp.einsum("nkk->nk", blocks), 1e-30)).max(axis=1),
-                           1e-30)
-        left *= xp.minimum(1.0, 0.9 / share)[:, None, None]
-        covariance = xp.linalg.inv(blocks - left + ridge)
-        sigma = xp.sqrt(xp.maximum(xp.einsum("nkk->nk", covariance), 0))
+        # in units of the source's own information; neighbours that are correlated themselves seem to take more than all
+        root = xp.linalg.cholesky(inverse)
+        share, axes = xp.linalg.eigh(root.transpose(0, 2, 1) @ left @ root)
+        spare = 1.0 - xp.clip(share, 0.0, 0.98)
+        mixed = root @ axes
+        covariance = (mixed / spare[:, None, :]) @ mixed.transpose(0, 2, 1)
+        sigma = xp.sqrt(xp.einsum("nkk->nk", covariance))
         height = xp.maximum(xp.abs(self.flux), 1e-30)
         return sigma[:, 0], sigma[:, 1] / height, sigma[:, 2] / height
 

@@ -103,7 +103,8 @@ def find_sources(filtered: Filtered, threshold: float, mask: Mask, saturated: Ma
     threshold : float [sigma];  mask : (ny, nx) bool, pixels without a meaning;  saturated : (ny, nx) bool.
     """
     cores, near = _saturated_cores(filtered, saturated, fwhm)
-    peaks = find_peaks(filtered.score, threshold, mask | near, merge_radius=max(1.0, 0.35 * fwhm), both_signs=False)
+    peaks = find_peaks(filtered.score, threshold, mask | near, merge_radius=max(1.0, 0.35 * fwhm), both_signs=False,
+                       count_pixels=False)
     px, py = peaks.peak_x, peaks.peak_y
     found = Found(peaks.x, peaks.y, peaks.peak_value.astype(float), filtered.smooth[py, px].astype(float),
                   np.zeros(len(px), bool))
@@ -184,7 +185,8 @@ def find_in_residual(
     known_x, known_y : sources that there are; nothing new is found within 0.6 FWHM of them.
     """
     left = matched(residual, variance, mask, fwhm)
-    peaks = find_peaks(left.score, threshold, mask, merge_radius=max(1.0, 0.5 * fwhm), both_signs=False)
+    peaks = find_peaks(left.score, threshold, mask, merge_radius=max(1.0, 0.5 * fwhm), both_signs=False,
+                       count_pixels=False)
     px, py = peaks.peak_x, peaks.peak_y
     height = left.smooth[py, px].astype(float)
     size = 2 * int(np.ceil(1.5 * left.sigma)) + 1

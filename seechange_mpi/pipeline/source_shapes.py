@@ -55,7 +55,7 @@ def half_light_radii(data: F32, mask: Mask, x: F64, y: F64, reach: float, *, wid
     for factor in (1.0, 2.0, 4.0) if widen else (1.0,):
         if len(todo) == 0:
             break
-        found, _ = sep.flux_radius(data, x[todo], y[todo], np.full(len(todo), factor * reach), 0.5, mask=mask, subpix=5)
+        found, _ = sep.flux_radius(data, x[todo], y[todo], np.full(len(todo), factor * reach), 0.5, mask=mask, subpix=2)
         out[todo] = np.where(np.isfinite(found) & (found > 0), found, np.nan)
         todo = todo[np.nan_to_num(found) > 0.35 * factor * reach]
     return out

@@ -27,6 +27,7 @@ from seechange_mpi.gpu_kernels.difference import Pair
 from seechange_mpi.gpu_kernels.difference_filter import matched_filter
 from seechange_mpi.gpu_kernels.fft import centred_kernel
 from seechange_mpi.gpu_kernels.fill import fill_values
+from seechange_mpi.gpu_kernels.joint import joint_photometry
 from seechange_mpi.gpu_kernels.kernel_solution import KernelSolution
 from seechange_mpi.gpu_kernels.matched import matched_subtract
 from seechange_mpi.gpu_kernels.methods import alard_lupton_subtract, sfft_subtract
@@ -210,6 +211,13 @@ def sources(**more: Any) -> dict[str, Any]:
     return {**some(field, "data", "variance", "mask", "x", "y"), **more}
 
 
+def crowd(**more: Any) -> dict[str, Any]:
+    """`sources` without those on nothing, with neighbours beside the first ones."""
+    field = sources(**more)
+    x, y = field["x"][:-2], field["y"][:-2]
+    return {**field, "x": np.concatenate([x, x[:8] + 3.1]), "y": np.concatenate([y, y[:8] - 1.7])}
+
+
 def nothing(**more: Any) -> dict[str, Any]:
     return {**sources(**more), "x": np.zeros(0), "y": np.zeros(0)}
 
@@ -253,6 +261,9 @@ TABLE = [
     Entry("psf_photometry varying PSF", lambda: sources(basis=psf_basis()),
           lambda basis, **k: psf_photometry(psf=model_of(basis), **k), 1e-6, {"flux": 1e-3, "flux_err": 1e-4}),
     Entry("psf_photometry none", lambda: nothing(psf=STAMP), psf_photometry, 0),
+    Entry("joint_photometry", lambda: crowd(psf=STAMP), joint_photometry, 1e-4, {
+        "flux": 2e-2, "flux_err": 1e-3, "residual": 2e-2, "blend": 1e-4}),
+    Entry("joint_photometry none", lambda: nothing(psf=STAMP), joint_photometry, 1e-5),
     Entry("aperture_photometry", lambda: sources(radii=(2.0, 4.5, 7.0)), aperture_photometry, 1e-5),
     Entry("aperture_photometry none", lambda: nothing(radii=(2.0,)), aperture_photometry, 0),
     Entry("moments", lambda: some(sources(sigma=2.0), "data", "mask", "x", "y", "sigma"), moments, 1e-7,
@@ -290,7 +301,7 @@ PARTS = {
     "fwhm_of", "stamp_index", "take_stamps", "truncated_variance", "subtract", "matched_filter", "reach", "psf_stamp",
     "default_basis", "fit_direction", "part_of", "signal_to_noise", "spread_order", "basis_functions",
     "flux_constant_transform", "convolve_basis", "usable", "bad_pixels", "cut", "background_columns", "sky",
-    "find_regions", "whole_frame"}
+    "find_regions", "whole_frame", "spread_model"}
 """Public functions that only work inside kernels of the table."""
 
 
