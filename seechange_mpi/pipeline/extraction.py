@@ -21,7 +21,7 @@ from seechange_mpi.model.flags import PixelFlag
 from seechange_mpi.model.products import F32, F64, PSF, Background, Detections, Image, SourceList, SubImage
 from seechange_mpi.model.tables import N_APERTURES, SOURCES, empty_table
 from seechange_mpi.pipeline.backgrounding import render_rms, subtract_background
-from seechange_mpi.pipeline.psf_building import StarChoice, choose_degree, choose_stars, fit_stars
+from seechange_mpi.pipeline.psf_building import StarChoice, choose_degree, choose_stars, fit_stars, with_model_wings
 from seechange_mpi.pipeline.source_finding import (
     Filtered,
     Found,
@@ -203,6 +203,8 @@ class _Work:
         degree = choose_degree(x[chosen][bright], y[chosen][bright], shapes[bright], self.image.shape, pars.psf_degree)
         self.psf, used = fit_stars(data, self.variance, self.mask, x, y, chosen, self.size, degree,
                                    pars.min_psf_stars, self.figures, rounds=rounds)
+        if self.crowded:
+            self.psf = with_model_wings(self.psf)
         self.psf_star = np.zeros(len(self.found), bool)
         self.psf_star[used] = True
 

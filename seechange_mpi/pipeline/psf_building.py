@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import curve_fit
 from scipy.special import fdtrc
 
 from seechange_mpi.gpu_kernels.photometry import moments
@@ -100,6 +101,33 @@ def _left(u: F64, v: F64, shapes: F64, degree: int) -> F64:
     """Summed squares that a polynomial leaves of each column."""
     a = np.stack([u**i * v**j for j in range(degree + 1) for i in range(degree + 1 - j)], axis=-1)
     return np.asarray(((shapes - a @ np.linalg.lstsq(a, shapes, rcond=None)[0]) ** 2).sum(axis=0))
+
+
+def with_model_wings(psf: PSF) -> PSF:
+    """Replace the wings by the continuation of a Moffat profile that fits the flanks.
+
+    Under a crowd of stars too faint to be found, wings cannot be told from sky, and a PSF of unit sum with too much
+    light in them makes all fluxes too large. The profile is kept within 1.5 FWHM and does not vary beyond 2.
+    """
+    basis = psf.basis.astype(np.float64)
+    half = basis.shape[-1] // 2
+    u = np.arange(-half, half + 1)
+    r = np.hypot(u[:, None], u[None, :]) / psf.fwhm_pixels
+    flank = (r > 0.6) & (r < 1.6)
+    top = float(basis[0].max())
+
+    def moffat(radius: F64, height: float, width: float, beta: float) -> F64:
+        return np.asarray(height * (1 + (radius / width) ** 2) ** -beta)
+
+    try:
+        (height, width, beta), _ = curve_fit(moffat, r[flank], basis[0][flank] / top, p0=(1.0, 1.0, 3.0),
+                                             bounds=((0.1, 0.2, 1.6), (5.0, 5.0, 10.0)))
+    except RuntimeError:
+        return psf
+    inner = np.clip((2.0 - r) / 0.5, 0.0, 1.0)
+    basis *= inner
+    basis[0] += (1 - inner) * top * moffat(r, height, width, beta)
+    return replace(psf, basis=(basis / basis[0].sum()).astype(np.float32))
 
 
 def fit_stars(
