@@ -46,6 +46,8 @@ class Parameters:
     header_rotation_deg: float = 0.2
     shape: tuple[int, int] = SHAPE
     fwhm: float = FWHM
+    reference: bool = False
+    """The same sky before the transients, with other noise."""
 
 
 @dataclasses.dataclass
@@ -161,6 +163,8 @@ class _CCD:
         self.mag = np.concatenate(mags)
         self.kind = np.array(kinds)
         self.flux = 10 ** (-0.4 * (self.mag - ZERO_POINT))
+        if pars.reference:
+            self.flux[self.kind == "transient"] = 0.0
 
     def ideal(self) -> F64:
         """Expected electrons of the sources."""
@@ -168,7 +172,7 @@ class _CCD:
         ny, nx = pars.shape
         image = np.zeros(pars.shape)
         noise = self.sky_noise * GAIN
-        for k in range(len(self.x)):
+        for k in np.flatnonzero(self.flux):
             u, v = self.x[k] - (nx - 1) / 2, self.y[k] - (ny - 1) / 2
             if self.kind[k] == "galaxy":
                 e, phi = rng.uniform(0, 0.5), rng.uniform(0, np.pi)
@@ -208,7 +212,9 @@ def make_ccd(folder: Path, pars: Parameters | None = None) -> Files:
     """Write one raw exposure, its calibration frames and its catalogue."""
     pars = pars or Parameters()
     ccd = _CCD(pars)
-    rng = ccd.rng
+    ideal = ccd.ideal()
+    # the detector is the same every night, the noise is not
+    rng = np.random.default_rng([pars.seed, 78])
     ny, nx = pars.shape
     calib = folder / "calib"
     calib.mkdir(parents=True, exist_ok=True)
@@ -219,7 +225,8 @@ def make_ccd(folder: Path, pars: Parameters | None = None) -> Files:
     bad = np.zeros(pars.shape, bool)
     for column in rng.integers(10, nx - 10, 2):
         bad[: int(rng.integers(ny // 4, ny)), column] = True
-    electrons = rng.poisson((ccd.ideal() + SKY_ADU * GAIN) * flat).astype(np.float64)
+    rng = np.random.default_rng([pars.seed, 79, int(pars.reference)])
+    electrons = rng.poisson((ideal + SKY_ADU * GAIN) * flat).astype(np.float64)
     add_cosmic_rays(electrons, pars.n_cosmics, rng)
     _bleed(electrons, (SATURATION - 1100) * GAIN)
     raw = np.zeros((ny, nx + 2 * OVERSCAN))
