@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seechange_mpi.model.errors import ConfigError
+from seechange_mpi.model.flags import PixelFlag
 
 _FOLDER = Path(__file__).parent
 _SECTION = re.compile(r"^\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]$")
@@ -53,7 +54,9 @@ class Amplifier(_Model):
     data_section: str | None = None
     """Data pixels as ``[x1:x2,y1:y2]`` or a header keyword holding that; default: the whole HDU."""
     bias_section: str | None = None
-    """Overscan pixels, likewise; none: no overscan."""
+    """Overscan pixels, likewise: columns beside the data, or rows above or below; none: no overscan."""
+    parallel_bias_section: str | None = None
+    """Overscan rows, likewise, of an amplifier whose `bias_section` holds columns."""
     x0: int = 0
     y0: int = 0
     """Place of the first pixel in the trimmed section, after flipping (0-based)."""
@@ -68,6 +71,24 @@ class Amplifier(_Model):
     """e-, or a header keyword; default: the camera's."""
     saturation: float | str | None = None
     """ADU in the raw frame, or a header keyword; default: the camera's."""
+    read_order: str | None = None
+    """In what order the pixels were read, for crosstalk: a section like ``[2048:1025,4096:1]`` whose limits fall where
+    the readout runs towards smaller pixel numbers, or a header keyword (DECam's AMPSECA); default: as in the file."""
+    bleed_axis: Literal["x", "y"] = "y"
+    """Axis of the trimmed section along which saturated pixels spill: the parallel shift of the readout."""
+    linearity: tuple[float, ...] = ()
+    """Coefficients c_k of linear = Σ c_k counts**k from k = 0, counts in ADU above the pedestal: raw counts in, linear
+    counts out."""
+
+
+class Crosstalk(_Model):
+    """A coefficient of the crosstalk matrix: the share of the source's counts that appears in the victim."""
+
+    victim: str
+    """``section:amplifier``, or ``amplifier`` for that of every section."""
+    source: str
+    """Likewise; without a section it is in the victim's own."""
+    coefficient: float
 
 
 class Section(_Model):
@@ -112,6 +133,9 @@ class Photometry(_Model):
     """Only stars with a colour in this range are used."""
 
 
+CALIBRATION_KINDS = ("bias", "dark", "linearity", "crosstalk", "flat", "flat_dome", "flat_twilight", "flat_sky",
+                     "illumination", "fringe", "badpixels")
+
 HEADER_QUANTITIES = ("mjd", "exp_time", "filter", "ra", "dec", "airmass", "project", "target")
 
 
@@ -136,9 +160,22 @@ class Camera(_Model):
     weight_hdu: Hdu | None = None
     mask_hdu: Hdu | None = None
     """Planes delivered with reduced images: weight [ADU**-2], mask (nonzero = bad)."""
+    weight_type: Literal["weight", "ivar", "variance", "sigma"] = "weight"
+    """What the weight plane holds; ``weight`` and ``ivar`` are the same, an inverse variance."""
+    weight_file: tuple[str, str] | None = None
+    mask_file: tuple[str, str] | None = None
+    """Planes in files of their own: text in the exposure's file name and what stands there instead, e.g. ``[_ooi_,
+    _oow_]``. The HDU is `weight_hdu` or `mask_hdu`, or else the section's."""
+    mask_kind: Literal["values", "bits"] = "values"
+    """Whether the mask holds one code per pixel or a sum of bits."""
+    mask_meaning: dict[int, str] = {}
+    """Code, or number of the bit from 0, -> name of a pixel flag, or ``ignore``. What is not named here is a bad
+    pixel, 0 is good."""
+    crosstalk: tuple[Crosstalk, ...] = ()
+    """Crosstalk matrix, where no file of kind ``crosstalk`` gives it."""
     header: dict[str, HeaderRule] = {}
     calibration: dict[str, str] = {}
-    """Kind (bias, flat, badpixels) -> path with {calib_dir}, {section}, {filter}."""
+    """Kind (`CALIBRATION_KINDS`) -> path with {calib_dir}, {section}, {filter}."""
     photometry: dict[str, Photometry] = {}
     sections: tuple[Section, ...] = Field(min_length=1)
 
@@ -162,7 +199,13 @@ class Camera(_Model):
         unknown = set(self.header) - set(HEADER_QUANTITIES)
         if unknown:
             raise ValueError(f"header: unknown quantity {min(unknown)}; there are: {', '.join(HEADER_QUANTITIES)}")
+        flags = (*PixelFlag.__members__, "ignore")
+        wrong = [v for v in self.mask_meaning.values() if v not in flags]
+        if wrong:
+            raise ValueError(f"mask_meaning: unknown flag {wrong[0]}; there are: {', '.join(flags)}")
         for kind, pattern in self.calibration.items():
+            if kind not in CALIBRATION_KINDS:
+                raise ValueError(f"calibration: unknown kind {kind}; there are: {', '.join(CALIBRATION_KINDS)}")
             try:
                 pattern.format(calib_dir="", section="", filter="")
             except (KeyError, IndexError, ValueError):

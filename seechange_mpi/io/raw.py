@@ -6,7 +6,6 @@ Whatever is wrong is said once, with the file, what was expected and what was fo
 from __future__ import annotations
 
 import math
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,10 +16,12 @@ import numpy as np
 import yaml
 from astropy.io import fits
 
-from seechange_mpi.instruments.camera import Amplifier, Camera, Hdu, HeaderRule, Section, parse_fits_section
+from seechange_mpi.instruments.camera import Amplifier, Camera, HeaderRule, Section, parse_fits_section
+from seechange_mpi.io.fits_files import check_whole, get_hdu, open_fits
+from seechange_mpi.io.planes import PlaneReader, inverse_variance, translate_mask
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.exposure import ExposureInfo, identifier_of
-from seechange_mpi.model.products import F32, RawAmplifier, RawSection
+from seechange_mpi.model.products import F32, CrosstalkTerm, RawAmplifier, RawSection
 
 OVERRIDES: tuple[str, ...] = ("mjd", "exp_time", "filter", "ra", "dec", "airmass", "project", "target",
                               "gain", "read_noise", "saturation", "pixel_scale_arcsec", "sky_subtracted")
@@ -57,35 +58,6 @@ def read_overrides(path: str | Path, given: Mapping[str, Any] | None = None) -> 
         source = side if side.is_file() else path
         raise BadInput(source, "header values given", ", ".join(OVERRIDES), ", ".join(unknown))
     return out
-
-
-def open_fits(path: str | Path) -> fits.HDUList:
-    """Open a FITS file. A truncated file opens; its incomplete HDUs are refused when they are read.
-
-    Raises
-    ------
-    BadInput
-        The file is missing or is not FITS.
-    """
-    if not os.path.isfile(path):
-        raise BadInput(path, "exposure", "a FITS file", "no such file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return fits.open(path, memmap=False, lazy_load_hdus=False)
-    except (OSError, ValueError, TypeError, EOFError) as err:
-        raise BadInput(path, "exposure", "a FITS file", f"unreadable: {err}") from None
-
-
-def _check_whole(hdu: Any, path: str, what: str) -> None:
-    """Refuse an HDU whose pixels reach beyond the end of the file."""
-    place = hdu.fileinfo()
-    if place is None or path.endswith((".gz", ".bz2")):
-        return
-    needed, size = place["datLoc"] + place["datSpan"], os.path.getsize(path)
-    if size < needed:
-        raise BadInput(path, what, f"a file of at least {needed} bytes, as its header declares",
-                       f"{size} bytes: the file is truncated")
 
 
 def _convert(rule: HeaderRule, value: Any) -> Any:
@@ -179,14 +151,6 @@ def read_exposure_info(
         header=kept, overrides=given)
 
 
-def _get_hdu(hdus: fits.HDUList, hdu: Hdu, path: str, what: str) -> Any:
-    try:
-        return hdus[tuple(hdu) if isinstance(hdu, list | tuple) else hdu]
-    except (KeyError, IndexError):
-        names = ", ".join(f"{i} {h.name}".strip() for i, h in enumerate(hdus))
-        raise BadInput(path, what, f"HDU {hdu}", f"only HDUs {names}") from None
-
-
 def _number(value: float | str | None, header: fits.Header, default: float | None, override: Any,
             path: str, what: str) -> float:
     if override is not None:
@@ -229,8 +193,8 @@ def _read_amplifier(
     hdus: fits.HDUList, amp: Amplifier, section: Section, camera: Camera, exposure: ExposureInfo
 ) -> RawAmplifier:
     path, what = exposure.path, f"section {section.id}" + (f" amplifier {amp.name}" if amp.name else "")
-    hdu = _get_hdu(hdus, amp.hdu if amp.hdu is not None else section.hdu, path, what)
-    _check_whole(hdu, path, what)
+    hdu = get_hdu(hdus, amp.hdu if amp.hdu is not None else section.hdu, path, what)
+    check_whole(hdu, path, what)
     try:
         pixels = hdu.data
     except (OSError, ValueError, TypeError) as err:
@@ -241,26 +205,46 @@ def _read_amplifier(
     shape = (pixels.shape[0], pixels.shape[1])
     ys, xs = (_region(amp.data_section, header, shape, path, what) if amp.data_section
               else (slice(0, shape[0]), slice(0, shape[1])))
-    data = np.ascontiguousarray(pixels[ys, xs], dtype=np.float32)
-    overscan: F32 | None = None
-    if amp.bias_section and not camera.reduced:
-        oy, ox = _region(amp.bias_section, header, shape, path, what)
-        overscan = np.ascontiguousarray(pixels[oy, ox], dtype=np.float32)
-    for flip, axis in ((amp.flip_y, 0), (amp.flip_x, 1)):
-        if flip:
-            data = np.ascontiguousarray(np.flip(data, axis))
-            overscan = None if overscan is None else np.ascontiguousarray(np.flip(overscan, axis))
+    flips = tuple(axis for axis, flip in enumerate((amp.flip_y, amp.flip_x)) if flip)
+
+    def oriented(region: tuple[slice, slice]) -> F32:
+        return np.ascontiguousarray(np.flip(pixels[region], flips), dtype=np.float32)
+
+    data = oriented((ys, xs))
+    overscan, parallel = (oriented(_region(text, header, shape, path, what)) if text and not camera.reduced else None
+                          for text in (amp.bias_section, amp.parallel_bias_section))
     given = exposure.overrides
     read_noise = _number(amp.read_noise, header, camera.read_noise, given.get("read_noise"), path, f"{what} read noise")
     saturation = _number(amp.saturation, header, camera.saturation or float("inf"), given.get("saturation"),
                          path, f"{what} saturation")
     gain = _number(amp.gain, header, camera.gain, given.get("gain"), path, f"{what} gain")
     x0, y0 = (xs.start, ys.start) if amp.place == "data_section" else (amp.x0, amp.y0)
-    return RawAmplifier(data, overscan, x0, y0, gain, read_noise, saturation, amp.name)
+    right, top = _read_backwards(amp, header, path, what)
+    return RawAmplifier(data, overscan, x0, y0, gain, read_noise, saturation, amp.name, parallel, right != amp.flip_x,
+                        top != amp.flip_y, 0 if amp.bleed_axis == "y" else 1, amp.linearity)
 
 
-def read_section(exposure: ExposureInfo, camera: Camera, section_id: str) -> RawSection:
+def _read_backwards(amp: Amplifier, header: fits.Header, path: str, what: str) -> tuple[bool, bool]:
+    """Whether an amplifier is read from right to left, and from top to bottom, in the orientation of the file."""
+    if amp.read_order is None:
+        return False, False
+    text = amp.read_order if amp.read_order.lstrip().startswith("[") else header.get(amp.read_order)
+    limits = re.findall(r"\d+", str(text or ""))
+    if len(limits) != 4:
+        raise BadInput(path, f"{what} read_order", "a section [x1:x2,y1:y2] or a header keyword that holds one",
+                       repr(text))
+    x1, x2, y1, y2 = (int(v) for v in limits)
+    return x2 < x1, y2 < y1
+
+
+def read_section(exposure: ExposureInfo, camera: Camera, section_id: str,
+                 crosstalk: list[CrosstalkTerm] | None = None) -> RawSection:
     """Read one section: amplifiers oriented, nothing corrected yet.
+
+    Parameters
+    ----------
+    crosstalk : list, optional
+        Terms with victims in this section; the amplifiers of other sections that they name are read as well, once.
 
     Raises
     ------
@@ -283,23 +267,30 @@ def read_section(exposure: ExposureInfo, camera: Camera, section_id: str) -> Raw
         if not any(np.isfinite(a.data).any() for a in amps):
             raise BadInput(path, f"section {section_id}", "an image", "no finite pixel")
         first = section.amplifiers[0]
-        hdu = _get_hdu(hdus, first.hdu if first.hdu is not None else section.hdu, path, f"section {section_id}")
+        hdu = get_hdu(hdus, first.hdu if first.hdu is not None else section.hdu, path, f"section {section_id}")
         wcs_text = section_wcs(hdu.header, section, camera, exposure, (ny, nx), origin)
-        weight = _plane(hdus, camera.weight_hdu, path, "weight", (ny, nx))
-        mask = _plane(hdus, camera.mask_hdu, path, "mask", (ny, nx))
+        sources = _read_sources(hdus, camera, exposure, section_id, crosstalk or [])
+        plane = PlaneReader(hdus, path, first.hdu if first.hdu is not None else section.hdu, (ny, nx))
+        weight = plane.read(camera.weight_hdu, camera.weight_file, "weight")
+        mask = plane.read(camera.mask_hdu, camera.mask_file, "mask")
     sky_subtracted = bool(exposure.overrides.get("sky_subtracted", camera.sky_subtracted))
-    return RawSection(section_id, section.filter or exposure.filter, (ny, nx), amps, wcs_text, camera.reduced,
-                      weight, None if mask is None else mask != 0, sky_subtracted)
+    meaning = camera.mask_meaning
+    return RawSection(
+        section_id, section.filter or exposure.filter, (ny, nx), amps, wcs_text, camera.reduced,
+        None if weight is None else inverse_variance(weight, camera.weight_type),
+        None if mask is None or meaning else mask != 0, sky_subtracted,
+        translate_mask(mask, camera.mask_kind, meaning) if mask is not None and meaning else None, crosstalk, sources)
 
 
-def _plane(hdus: fits.HDUList, hdu: Hdu | None, path: str, what: str, shape: tuple[int, int]) -> F32 | None:
-    if hdu is None:
-        return None
-    data = _get_hdu(hdus, hdu, path, what).data
-    if data is None or data.shape != shape:
-        raise BadInput(path, what, f"a plane of {shape[1]}×{shape[0]} pixels",
-                       "none" if data is None else f"shape {data.shape}")
-    return np.ascontiguousarray(data, dtype=np.float32)
+def _read_sources(hdus: fits.HDUList, camera: Camera, exposure: ExposureInfo, section_id: str,
+                  terms: list[CrosstalkTerm]) -> dict[tuple[str, str], RawAmplifier]:
+    """Read the amplifiers of other sections that crosstalk comes from; an HDU's pixels are read once."""
+    out: dict[tuple[str, str], RawAmplifier] = {}
+    for name in sorted({(t.section, t.source) for t in terms if t.section != section_id}):
+        source = camera.section(name[0])
+        amp = next(a for a in source.amplifiers if a.name == name[1])
+        out[name] = _read_amplifier(hdus, amp, source, camera, exposure)
+    return out
 
 
 _WCS_CARD = re.compile(r"(WCSAXES|CTYPE[12]|CRVAL[12]|CRPIX[12]|CUNIT[12]|CDELT[12]|CROTA[12]|CD[12]_[12]|PC[12]_[12]"
@@ -377,7 +368,7 @@ def section_footprints(exposure: ExposureInfo, camera: Camera) -> dict[str, list
             section = camera.section(section_id)
             first = section.amplifiers[0]
             try:
-                hdu = _get_hdu(hdus, first.hdu if first.hdu is not None else section.hdu, exposure.path, section_id)
+                hdu = get_hdu(hdus, first.hdu if first.hdu is not None else section.hdu, exposure.path, section_id)
             except BadInput:
                 continue
             size = section.size or (int(hdu.header.get("NAXIS1", 0)), int(hdu.header.get("NAXIS2", 0)))

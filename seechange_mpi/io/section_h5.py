@@ -92,8 +92,8 @@ def _write_image(g: h5py.Group, image: Image) -> None:
     write_plane(g, "image", image.data, "ADU")
     write_plane(g, "weight", image.weight, "ADU**-2")
     write_plane(g, "flags", image.flags)
-    meta = {k: getattr(image, k) for k in Image.__slots__ if k not in ("data", "weight", "flags", "inputs")}
-    set_attrs(g["image"], meta | {"inputs": canonical_json(image.inputs)})
+    meta = {k: getattr(image, k) for k in Image.__slots__ if k not in ("data", "weight", "flags", "inputs", "metrics")}
+    set_attrs(g["image"], meta | {"inputs": canonical_json(image.inputs), "metrics": canonical_json(image.metrics)})
 
 
 def _write_sub(s: h5py.Group, sub: SubImage) -> None:
@@ -152,7 +152,7 @@ def _read_image(g: h5py.Group, pixels: bool) -> Image:
         g["image"][...] if pixels else _EMPTY, g["weight"][...] if pixels else _EMPTY,
         g["flags"][...] if pixels else flags, float(a["gain"]), float(a["read_noise_e"]), float(a["saturation_adu"]),
         str(a["section_id"]), str(a["filter"]), float(a["mjd"]), float(a["exp_time_s"]), str(a["header_wcs"]),
-        int(a["preproc_bitflag"]), json.loads(a["inputs"]))
+        int(a["preproc_bitflag"]), json.loads(a["inputs"]), json.loads(a.get("metrics", "{}")))
 
 
 def _read_zero_point(a: Any) -> ZeroPoint:

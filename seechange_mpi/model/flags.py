@@ -1,7 +1,7 @@
 """The one registry of pixel flags, correction bits and report bits.
 
-The numbers of ``PixelFlag`` 0-3, ``Correction`` and the report bits are SeeChange's; higher pixel
-bits are ours.  Documentation tables are generated from these enumerations.
+The numbers of ``PixelFlag`` 0-3, ``Correction`` 0-6 and the report bits are SeeChange's; higher bits are
+ours.  Documentation tables are generated from these enumerations.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ class PixelFlag(IntFlag):
     OUT_OF_BOUNDS = 1 << 3
     COSMIC_RAY = 1 << 4
     NO_DATA = 1 << 5
+    BLEED = 1 << 6
+    """Charge that a saturated star has spilt along its columns."""
+    TRAIL = 1 << 7
+    """Trail of a satellite or aircraft."""
+    CROSSTALK = 1 << 8
+    """Ghost of a saturated pixel of another amplifier: how much was to be subtracted is not known."""
 
 
 class Correction(IntFlag):
@@ -30,6 +36,10 @@ class Correction(IntFlag):
     FLAT = 1 << 4
     FRINGE = 1 << 5
     ILLUMINATION = 1 << 6
+    CROSSTALK = 1 << 7
+    GAIN_FIT = 1 << 8
+    """Relative gains of the amplifiers fitted to the sky at their seams."""
+    BAD_PIXEL_MAP = 1 << 9
 
 
 STEP_BITS: dict[str, int] = {

@@ -33,6 +33,11 @@ class RawAmplifier:
         The bias section: as many rows as ``data`` (columns of overscan) or as many columns (rows of overscan).
     x0, y0 : int, place of the first pixel in the section.
     gain : float [e-/ADU];  read_noise_e : float [e-];  saturation_adu : float [ADU, raw, with pedestal].
+    parallel_overscan : (n, nx) float32 [ADU] or None, rows of overscan beside columns of overscan.
+    from_right, from_top : bool, which corner is read out first.
+    bleed_axis : int, axis of the array along which saturated pixels spill: 0 (columns) or 1.
+    linearity : tuple of float
+        Coefficients c_k of linear = Σ c_k counts**k, counts above the pedestal [ADU]; empty: none given.
     """
 
     data: F32
@@ -43,6 +48,24 @@ class RawAmplifier:
     read_noise_e: float
     saturation_adu: float
     name: str = ""
+    parallel_overscan: F32 | None = None
+    from_right: bool = False
+    from_top: bool = False
+    bleed_axis: int = 0
+    linearity: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CrosstalkTerm:
+    """What a victim amplifier of this section sees of a source amplifier, ``section`` and name.
+
+    The coefficient is that of the source's overscan-subtracted counts, pixel by pixel in the order of readout.
+    """
+
+    victim: str
+    section: str
+    source: str
+    coefficient: float
 
 
 @dataclass(slots=True)
@@ -57,6 +80,10 @@ class RawSection:
         The pixels are already reduced (no overscan, bias or flat to apply).
     weight, mask : float32 [ADU**-2] / bool (True = bad), delivered with reduced images, else None.
     sky_subtracted : bool, the sky was already removed (reduced images only).
+    mask_flags : uint16 or None, delivered mask in `PixelFlag` bits, where the camera says what its values mean.
+    crosstalk : list of `CrosstalkTerm` with victims in this section; None: not asked for, or not known.
+    sources : dict, (section, amplifier) -> `RawAmplifier` of other sections that `crosstalk` names.
+    crosstalk_file : str, where `crosstalk` was read; "": the camera's definition.
     """
 
     section_id: str
@@ -68,6 +95,10 @@ class RawSection:
     weight: F32 | None = None
     mask: npt.NDArray[np.bool_] | None = None
     sky_subtracted: bool = False
+    mask_flags: U16 | None = None
+    crosstalk: list[CrosstalkTerm] | None = None
+    sources: dict[tuple[str, str], RawAmplifier] = field(default_factory=dict)
+    crosstalk_file: str = ""
 
 
 @dataclass(slots=True)
@@ -88,6 +119,7 @@ class Image:
         FITS header text (80-character cards) of the approximate WCS; "" if there is none.
     preproc_bitflag : int, `Correction` bits really applied.
     inputs : dict, calibration files used (kind -> file name and digest).
+    metrics : dict, figures of the corrections (``fringe_scale``, ``gain_factor_<amplifier>``, ``n_trails``).
     """
 
     data: F32
@@ -103,6 +135,7 @@ class Image:
     header_wcs: str = ""
     preproc_bitflag: int = 0
     inputs: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:

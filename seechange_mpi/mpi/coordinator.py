@@ -174,13 +174,14 @@ class Coordinator:
         relative = self.pipeline.photcalibrator.pars.method == "relative"
         last = min(self.options.last_step, claim.through_step or STEPS[-1], key=STEPS.index)
         prepared = Prepared(exposure, camera, {}, {}, {}, {}, list(found.problems))
-        settings = self.pipeline.settings()
+        settings, kinds = self.pipeline.settings(), self.pipeline.preprocessor.kinds
         for section in sections:
             link = references.get(section)
             tree = make_tree(self.pipeline, camera, exposure, link.provenance_ids if link else None,
                              exposure.overrides)
             prepared.records.update({r.id: r for r in tree.values()})
-            calibration = camera.calibration_paths(section, filters[section], self.config.settings.paths.calibration)
+            paths = camera.calibration_paths(section, filters[section], self.config.settings.paths.calibration)
+            calibration = {k: v for k, v in paths.items() if k in kinds}
             inputs = identify(calibration, self.catalog, link, relative_zero_point=relative)
             ids = {p: r.id for p, r in tree.items()}
             reachable = last if link else min(last, "photocal", key=STEPS.index)

@@ -24,7 +24,8 @@ from seechange_mpi.pipeline.wcs_tools import load_wcs, pixel_scale_arcsec, pixel
 
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-_UNUSABLE = PixelFlag.BAD_PIXEL | PixelFlag.NO_DATA | PixelFlag.COSMIC_RAY | PixelFlag.OUT_OF_BOUNDS
+_UNUSABLE = (PixelFlag.BAD_PIXEL | PixelFlag.NO_DATA | PixelFlag.COSMIC_RAY | PixelFlag.OUT_OF_BOUNDS
+             | PixelFlag.BLEED | PixelFlag.TRAIL | PixelFlag.CROSSTALK)
 
 
 class AstroCalParameters(Parameters):

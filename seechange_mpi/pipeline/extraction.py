@@ -44,7 +44,7 @@ from seechange_mpi.pipeline.star_selection import find_stellar_locus
 from seechange_mpi.pipeline.step import Step
 
 _NOT_FOR_SEARCH = (PixelFlag.BAD_PIXEL | PixelFlag.ZERO_WEIGHT | PixelFlag.OUT_OF_BOUNDS | PixelFlag.NO_DATA
-                   | PixelFlag.COSMIC_RAY)
+                   | PixelFlag.COSMIC_RAY | PixelFlag.BLEED | PixelFlag.TRAIL | PixelFlag.CROSSTALK)
 """Pixels that sources are not searched in; saturated ones are, so that bright stars stay one source."""
 
 _EXTENDED = 0.003

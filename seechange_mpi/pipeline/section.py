@@ -152,11 +152,10 @@ class _SectionRun:
                 step, status, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_mb()))
 
     def _preprocessing(self) -> None:
-        from seechange_mpi.io.raw import read_section
-
-        raw = read_section(self.task.exposure, self.task.camera, self.task.section_id)
+        task, preprocessor = self.task, self.pipeline.preprocessor
+        raw = preprocessor.read(task.exposure, task.camera, task.section_id, task.calibration)
         self.shape = raw.shape
-        self.products.image = self.pipeline.preprocessor.run(raw, self.task.exposure, self.task.calibration)
+        self.products.image = preprocessor.run(raw, task.exposure, task.calibration)
 
     def _extraction(self) -> None:
         p = self.products

@@ -21,7 +21,7 @@ from seechange_mpi.pipeline.backgrounding import render_rms, subtract_background
 from seechange_mpi.pipeline.wcs_tools import pixel_to_sky, sky_to_pixel
 
 _NOT_INTERPOLATED = (PixelFlag.BAD_PIXEL | PixelFlag.ZERO_WEIGHT | PixelFlag.OUT_OF_BOUNDS | PixelFlag.NO_DATA
-                     | PixelFlag.COSMIC_RAY)
+                     | PixelFlag.COSMIC_RAY | PixelFlag.BLEED | PixelFlag.TRAIL | PixelFlag.CROSSTALK)
 Mapping = Callable[[F64, F64], tuple[F64, F64]]
 
 

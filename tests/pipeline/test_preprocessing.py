@@ -12,6 +12,7 @@ from seechange_mpi.pipeline.preprocessing import Preprocessor
 
 NY, NX = 200, 256
 EXPOSURE = ExposureInfo("exp1", "simulated", "exp1.fits", 60000.0, 30.0, "r")
+ALL = Correction.OVERSCAN | Correction.ZERO | Correction.FLAT | Correction.BAD_PIXEL_MAP
 GAINS, NOISES, PEDESTALS = (1.5, 2.5), (5.0, 8.0), (1000.0, 1300.0)
 
 
@@ -71,7 +72,7 @@ def test_pixels_are_flat_and_in_common_units(raw):
     # neither the flat's slope, nor rows of the pedestal, nor the bias pattern are left
     quarters = [np.mean(image.data[i: i + 50][good[i: i + 50]]) for i in range(0, NY, 50)]
     assert np.ptp(quarters) < 0.01 * truth
-    assert image.preproc_bitflag == Correction.OVERSCAN | Correction.ZERO | Correction.FLAT
+    assert image.preproc_bitflag == ALL
     assert set(image.inputs) == {"bias", "flat", "badpixels"}
     assert image.inputs["flat"].startswith("flat.fits:")
 
@@ -83,8 +84,8 @@ def test_weight_is_the_inverse_of_the_true_variance(tmp_path, sky_e):
     good = image.flags == 0
     pull = (image.data - sky_e / image.gain) * np.sqrt(image.weight)
     for half in (slice(0, NX // 2), slice(NX // 2, NX)):
-        # read noise is that of the mean amplifier: a few per cent where it dominates
-        assert np.std(pull[:, half][good[:, half]]) == pytest.approx(1.0, abs=0.16 if sky_e < 100 else 0.03)
+        # each amplifier has its own read noise; the scatter of 25,000 pixels is known to half a per cent
+        assert np.std(pull[:, half][good[:, half]]) == pytest.approx(1.0, abs=0.03)
     assert (image.weight[~good] == 0).all()
     assert (image.weight[good] > 0).all()
 
@@ -122,9 +123,8 @@ def test_missing_frame_is_an_error_or_skipped_but_never_recorded(raw, kind):
         Preprocessor().run(raw.section, EXPOSURE, calibration)
     image = Preprocessor(missing_calibration="skip").run(raw.section, EXPOSURE, calibration)
     assert kind not in image.inputs
-    expected = Correction.OVERSCAN | Correction.ZERO | Correction.FLAT
-    expected &= ~{"bias": Correction.ZERO, "flat": Correction.FLAT}.get(kind, Correction(0))
-    assert image.preproc_bitflag == expected
+    bit = {"bias": Correction.ZERO, "flat": Correction.FLAT, "badpixels": Correction.BAD_PIXEL_MAP}[kind]
+    assert image.preproc_bitflag == ALL & ~bit
 
 
 def test_missing_overscan(raw):
@@ -181,8 +181,9 @@ def test_impossible_gain(raw, gain):
 
 
 def test_unknown_correction():
-    with pytest.raises(ConfigError, match="fringe"):
-        Preprocessor(steps_required=["overscan", "fringe"]).run(
+    with pytest.raises(ConfigError, match=r"unknown 'fringes'; there are: overscan, crosstalk, zero, linearity, dark, "
+                                          "flat, illumination, fringe, badpixels"):
+        Preprocessor(steps_required=["overscan", "fringes"]).run(
             RawSection("S1", "r", (4, 4), []), EXPOSURE, {})
 
 
