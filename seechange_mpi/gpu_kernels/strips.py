@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,13 +22,15 @@ _CORE = 2
 _CLIP = 5.0
 _SHOWS, _CUT = 1.5, 5.0
 """Significance at which a piece speaks for a streak, and for which it counts at most."""
-_EVEN = 0.3
-"""Least ratio of the faintest third of a trail to its brightest."""
-_WIDTH_PER_SIGMA = 8.0
+_EVEN = 0.15, 0.3
+"""Least ratio of the faintest sixth of a trail to its brightest, and of the second faintest to the second brightest."""
+_FADED = 0.5
+"""Least ratio where the sixths fade steadily from the brightest on."""
+_WIDTH_PER_SIGMA = 6.0
 """A trail whose half-width is more than this [pix] must be brighter [sigma] by as much as it is wider: what is broad
 and faint is an edge of the background."""
 _LEAST_CONTRAST = 0.1
-"""Contrast [sigma per pixel] that four fifths of the pieces of a trail have; half of them have twice that."""
+"""Contrast [sigma per pixel] that seven tenths of the pieces of a trail have; half of them have twice that."""
 _DRIFT = 8.0
 """What moves less than this across rows or columns [pix] is an artefact of the detector."""
 
@@ -89,9 +90,25 @@ class Strip:
         core, count = _core(level, weight)
         shows = core / np.sqrt(np.maximum(count, 1))
         self._refine(np.clip(shows, -_CUT, _CUT))
+        if self._longest(shows, count, sigma, min_length) is None:
+            return None
         self._centre()
+        found = self._longest(shows, count, sigma, min_length)
+        if found is None:
+            return None
+        first, last, total = found
+        start, stop = self._ends(first, last)
         at = self._columns()
-        pieces = np.arange(len(shows))
+        if self._drift(start, stop) < _DRIFT or not self._even(first, last, at):
+            return None
+        half_width, brightness = self._profile(level, weight, first, last, at)
+        if not self._narrow(first, last, at, half_width, brightness):
+            return None
+        return Run(start, stop, half_width, brightness, total)
+
+    def _longest(self, shows: F64, count: F64, sigma: float, min_length: int) -> tuple[int, int, float] | None:
+        """First and last piece of the run along the curve that shows most, and its significance; None if too little."""
+        at, pieces = self._columns(), np.arange(len(shows))
         z, seen = shows[pieces, at], count[pieces, at] > 0.3 * _PIECE * (2 * _CORE + 1)
         first, last = _best_run(np.where(seen, np.clip(z, -_CUT, _CUT) - _SHOWS, 0.0))
         inside = slice(first, last + 1)
@@ -99,16 +116,7 @@ class Strip:
             return None
         zs = z[inside][seen[inside]]
         total = float(np.clip(zs, -_CUT, _CUT).sum() / np.sqrt(len(zs)))
-        even = self._evenness(first, last, at)
-        if total < sigma or (zs > 1.0).mean() < 0.8 or even < _EVEN:
-            return None
-        start, stop = self._ends(first, last)
-        if self._drift(start, stop) < _DRIFT:
-            return None
-        half_width, brightness = self._profile(level, weight, first, last, at)
-        if not self._narrow(first, last, at, half_width, brightness):
-            return None
-        return Run(start, stop, half_width, brightness, total)
+        return None if total < sigma or (zs > 1.0).mean() < 0.75 else (first, last, total)
 
     def _columns(self) -> npt.NDArray[np.int64]:
         u = np.arange(len(self.values)) + 0.5 - 0.5 * len(self.values)
@@ -134,11 +142,8 @@ class Strip:
 
     def _centre(self) -> None:
         """Move the curve to the ridge of a bright streak, all of whose width counts the same in `_refine`."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ridge = np.nanmedian(np.where(self.good, self.significance, np.nan), axis=1)
-            ridge -= np.nanmedian(ridge, axis=1, keepdims=True)
-        ridge[~np.isfinite(ridge)] = 0
+        ridge = np.median(self.significance, axis=1)
+        ridge -= np.median(ridge, axis=1, keepdims=True)
         wide = np.pad(ridge, [(0, 0), (1, 1)])
         ridge = np.log1p(np.maximum(wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:], 0))
         u = np.arange(len(ridge)) + 0.5 - 0.5 * len(ridge)
@@ -165,8 +170,8 @@ class Strip:
         move = a[k] * (1 - s) + b[k] * s + c[k] * (4 * s * (1 - s))
         self.curve = self.curve + np.polynomial.polynomial.polyfit(u, move, 2) if n > 2 else self.curve
 
-    def _evenness(self, first: int, last: int, at: npt.NDArray[np.int64]) -> float:
-        """Ratio of the faintest third of a run to the brightest, of what the streak adds to its surroundings."""
+    def _even(self, first: int, last: int, at: npt.NDArray[np.int64]) -> bool:
+        """Whether what a run adds to its surroundings is about as bright in all its sixths; spikes fade outwards."""
         bright = np.full(len(at), np.nan)
         for k in range(first, last + 1):
             good = np.where(self.good[k], self.values[k], np.nan)
@@ -177,28 +182,35 @@ class Strip:
             sides = np.concatenate([left, right], axis=1)
             around = np.nanmedian(sides) if np.isfinite(sides).sum() > _PIECE else 0.0
             bright[k] = np.nanmedian(good[:, low:high]) - around
-        thirds = [p[np.isfinite(p)] for p in np.array_split(bright[first: last + 1], 3)]
-        if any(len(p) == 0 for p in thirds):
-            return 0.0
-        level = [float(np.median(p)) for p in thirds]
-        return min(level) / max(level) if max(level) > 0 else 0.0
+        parts = [p[np.isfinite(p)] for p in np.array_split(bright[first: last + 1], 6)]
+        along = [float(np.median(p)) for p in parts if len(p)]
+        level = sorted(along)
+        if len(level) < 4 or level[-2] <= 0:
+            return False
+        top = int(np.argmax(along))
+        fades = (np.diff(along[: top + 1]) > 0).all() and (np.diff(along[top:]) < 0).all()
+        if fades and level[0] < _FADED * level[-1]:
+            return False
+        return level[0] > _EVEN[0] * level[-1] and level[1] > _EVEN[1] * level[-2]
 
     def _narrow(self, first: int, last: int, at: npt.NDArray[np.int64], half_width: float,
                 brightness: float) -> bool:
-        """Whether nearly all pieces are brighter at the centre than beside it, most by much."""
+        """Whether nearly all pieces are brighter at the centre than on both sides of it, most by much."""
         away = int(half_width) + 2
         contrast = []
         for k in range(first, last + 1):
             s = np.where(self.good[k], self.significance[k], np.nan).clip(-_CLIP, _CLIP)
-            parts = (s[:, max(at[k] - 1, 0): at[k] + 2], s[:, max(at[k] - away - 8, 0): max(at[k] - away, 0)],
-                     s[:, at[k] + away: at[k] + away + 8])
-            middles = [float(np.nanmedian(p)) if np.isfinite(p).sum() >= _PIECE else np.nan for p in parts]
-            contrast.append(middles[0] - np.fmax(middles[1], middles[2]))
-        seen = np.array(contrast)[np.isfinite(contrast)]
-        if brightness < half_width / _WIDTH_PER_SIGMA - 1:
+            left, right = s[:, max(at[k] - away - 8, 0): max(at[k] - away, 0)], s[:, at[k] + away: at[k] + away + 8]
+            parts = s[:, max(at[k] - 1, 0): at[k] + 2], left, right, np.concatenate([left, right], axis=1)
+            middle, *beside = (float(np.nanmedian(p)) if np.isfinite(p).sum() >= _PIECE else np.nan for p in parts)
+            contrast.append([middle - b for b in beside])
+        seen = np.array(contrast)
+        seen = seen[np.isfinite(seen).all(axis=1)]
+        if len(seen) < 8 or brightness < half_width / _WIDTH_PER_SIGMA - 1:
             return False
-        typical = max(2 * _LEAST_CONTRAST, 0.5 * brightness)
-        return len(seen) >= 8 and bool(np.quantile(seen, 0.2) > _LEAST_CONTRAST and np.median(seen) > typical)
+        # stars beside the trail raise a side here and there, the edge of something raises it everywhere
+        enough = float(np.median(seen, axis=0).min()) > max(2 * _LEAST_CONTRAST, 0.5 * brightness)
+        return enough and float(np.quantile(seen[:, 2], 0.3)) > _LEAST_CONTRAST
 
     def _ends(self, first: int, last: int) -> tuple[float, float]:
         """Ends of a run [pix], a piece more than what was seen, or the edge of the image where that is near."""
@@ -211,7 +223,8 @@ class Strip:
         x, y = self.at(ends, self.offset(ends))
         return float(min(abs(x[1] - x[0]), abs(y[1] - y[0])))
 
-    def _profile(self, level: F64, weight: F64, first: int, last: int, at: npt.NDArray[np.int64]) -> tuple[float, float]:
+    def _profile(self, level: F64, weight: F64, first: int, last: int,
+                 at: npt.NDArray[np.int64]) -> tuple[float, float]:
         """Half of the width to mask [pix] and the brightness at the centre [sigma]."""
         reach = _HALF - int(np.abs(at[first: last + 1] - _HALF).max())
         reach = max(6, min(reach, _HALF - 4))

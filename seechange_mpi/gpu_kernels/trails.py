@@ -33,9 +33,11 @@ _CANDIDATE = 6.5
 """Significance of a line to be looked at."""
 _MOST = 400
 """Lines taken from each transform."""
-_TRIES, _ROUNDS = 16, 5
+_TRIES, _ROUNDS = 48, 4
 """Most lines looked at after each transform, and most transforms; another one is made after trails were found."""
 _STRIP_ROWS = 64
+_BEYOND = 80
+"""Pixels by which a trail that leaves the image is drawn on."""
 
 
 class Trail(NamedTuple):
@@ -104,7 +106,9 @@ def _known(line: Line, strips: list[tuple[Strip, bool]]) -> bool:
 
 def _draw(out: npt.NDArray[np.bool_], strip: Strip, run: Run) -> None:
     """Set the pixels of a trail."""
-    t = np.arange(run.first, run.last + 0.25, 0.5)
+    # at the edge of the image one side of a slanting trail goes on where its axis has left
+    first, last = run.first - _BEYOND * (run.first <= 0), run.last + _BEYOND * (run.last >= strip.length)
+    t = np.arange(first, last + 0.25, 0.5)
     v = np.arange(-run.half_width, run.half_width + 0.25, 0.5)
     x, y = strip.at(t[:, None], strip.offset(t)[:, None] + v)
     i, j = np.rint(x).astype(int), np.rint(y).astype(int)

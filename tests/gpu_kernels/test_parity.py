@@ -37,6 +37,8 @@ from seechange_mpi.gpu_kernels.resample import warp
 from seechange_mpi.gpu_kernels.sfft import solve_sfft
 from seechange_mpi.gpu_kernels.stamps import cut_stamps
 from seechange_mpi.gpu_kernels.stats import clipped, mad_std
+from seechange_mpi.gpu_kernels.trails import find_trails
+from seechange_mpi.gpu_kernels.variance import add_source_variance
 from seechange_mpi.gpu_kernels.zogy import zogy_subtract
 
 SHAPE = (151, 170)
@@ -184,6 +186,22 @@ def cosmics() -> dict[str, Any]:
     return {**some(field, "variance", "mask"), "data": np.nan_to_num(field["data"])}
 
 
+def streaked() -> dict[str, Any]:
+    """Stars and a trail across them."""
+    rng = np.random.default_rng(6)
+    shape = (331, 350)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    clean = 18 * np.exp(-0.4 * ((y - 20 - 0.6 * x) * 0.857) ** 2)
+    add_stars(clean, rng.uniform(0, 350, 12), rng.uniform(0, 331, 12), 10 ** rng.uniform(3, 5, 12), FWHM, 25)
+    data = clean + rng.normal(0, SKY, shape)
+    return {"data": data.astype(np.float32), "variance": np.full(shape, SKY**2, np.float32),
+            "mask": rng.random(shape) < 0.003}
+
+
+def figures_of_trails(mask: Any, trails: list[Any]) -> tuple[Any, int, float, float]:
+    return mask, len(trails), trails[0].x1, trails[0].sigma
+
+
 def warped() -> dict[str, Any]:
     """A rotation by 2°, a shift, flags and bad pixels."""
     field = star_field(7)
@@ -282,6 +300,11 @@ TABLE = [
     Entry("warp", warped, warp, 0.05, {"variance": 0.05}, unequal=1e-4),
     Entry("warp data only", lambda: some(warped(), "data", "xy_of", "shape"), warp, 0.05, unequal=1e-4),
     Entry("detect_cosmics", cosmics, detect_cosmics, 0, unequal=1e-4),
+    Entry("find_trails", streaked, lambda **k: figures_of_trails(*find_trails(min_length=100, **k)), 0.05,
+          unequal=1e-3),
+    Entry("add_source_variance", lambda: {**some(star_field(6), "mask"), "data": cosmics()["data"], "gain": 1.7, **{
+        k: np.full(SHAPE, v, np.float32) for k, v in (("sky", 3.0), ("base", SKY**2), ("response", 0.9))}},
+          add_source_variance, 0.1),
     Entry("fit_psf", lambda: {**some(star_field(5), "data", "variance", "mask", "x", "y"), "size": 21},
           fit_psf, 1e-5, {"chi2": 1e-3, "fwhm": 5e-3}, host=frozenset(["chi2", "used"])),
     Entry("render", lambda: {"basis": psf_basis(), "x": np.array([3.2, 88.9]), "y": np.array([150.4, 70.1])},
@@ -301,7 +324,7 @@ PARTS = {
     "fwhm_of", "stamp_index", "take_stamps", "truncated_variance", "subtract", "matched_filter", "reach", "psf_stamp",
     "default_basis", "fit_direction", "part_of", "signal_to_noise", "spread_order", "basis_functions",
     "flux_constant_transform", "convolve_basis", "usable", "bad_pixels", "cut", "background_columns", "sky",
-    "find_regions", "whole_frame", "spread_model"}
+    "find_regions", "whole_frame", "spread_model", "line_sums", "strongest_lines", "cut_strip"}
 """Public functions that only work inside kernels of the table."""
 
 
