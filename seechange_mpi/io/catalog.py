@@ -1,8 +1,8 @@
-"""Read star catalogues (FITS, Parquet, ECSV) around a position, with column mapping and proper motions."""
+"""Read star catalogues around a position, with column mapping, units, proper motions, parallaxes and errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from seechange_mpi.io.catalog_files import OpenTable, floats, open_table
 from seechange_mpi.model.errors import BadInput, ConfigError
 
 F64 = npt.NDArray[np.float64]
@@ -19,6 +20,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "dec": ("dec", "dec_deg", "de_icrs", "dej2000", "delta_j2000", "y_world", "ywin_world", "coord_dec"),
     "pmra": ("pmra", "pmra_masyr", "pm_ra_cosdec"),
     "pmdec": ("pmdec", "pmde", "pmdec_masyr"),
+    "parallax": ("parallax", "plx"),
+    "ra_error": ("ra_error", "e_ra_icrs", "erra_world", "errawin_world"),
+    "dec_error": ("dec_error", "e_de_icrs", "errb_world", "errbwin_world"),
+    "pmra_error": ("pmra_error", "e_pmra"),
+    "pmdec_error": ("pmdec_error", "e_pmde"),
+    "ruwe": ("ruwe",),
     "g": ("phot_g_mean_mag", "g", "mag_g", "gmag", "mag"),
     "bp": ("phot_bp_mean_mag", "bp", "mag_bp", "bpmag"),
     "rp": ("phot_rp_mean_mag", "rp", "mag_rp", "rpmag"),
@@ -27,8 +34,15 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Column names that are understood without a mapping (any case); the first that exists is taken."""
 
-_NO_MAGNITUDE = ("ra", "dec", "pmra", "pmdec", "ref_epoch")
+ASTROMETRY = ("parallax", "ra_error", "dec_error", "pmra_error", "pmdec_error", "ruwe")
+"""Columns beside position and proper motion that are no magnitudes."""
+_NO_MAGNITUDE = ("ra", "dec", "pmra", "pmdec", "ref_epoch", *ASTROMETRY)
+_UNITS = {"ra": "deg", "dec": "deg", "pmra": "mas/yr", "pmdec": "mas/yr", "parallax": "mas", "ra_error": "mas",
+          "dec_error": "mas", "pmra_error": "mas/yr", "pmdec_error": "mas/yr"}
 _MJD_J2000 = 51544.5
+_RUWE_LIMIT = 1.4
+_WOBBLE_MAS = 5.0
+_UNKNOWN_PM_MAS_YR = 8.0
 
 
 @dataclass(slots=True)
@@ -43,6 +57,9 @@ class CatalogTable:
     ref_epoch : (n,) float64 [yr], Julian.
     path : str, the file;  rows_in_file : int, all its rows.
     centre_deg, radius_deg : the cone.
+    columns : our name -> the file's column.
+    astrometry : dict, name of `ASTROMETRY` -> (n,) float64 [mas, mas/yr, or none], NaN where unknown; ra_error
+        includes cos(dec).
     """
 
     ra: F64
@@ -56,13 +73,17 @@ class CatalogTable:
     centre_deg: tuple[float, float] = (0.0, 0.0)
     radius_deg: float = 180.0
     columns: dict[str, str] = field(default_factory=dict)
+    astrometry: dict[str, F64] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ra)
 
     def positions_at(self, mjd: float) -> tuple[F64, F64]:
-        """Return right ascension and declination [deg] at `mjd`, proper motion applied along great circles."""
-        years = 2000.0 + (mjd - _MJD_J2000) / 365.25 - self.ref_epoch
+        """Return right ascension and declination [deg] at `mjd` as seen from the Earth.
+
+        Proper motion is applied along great circles, and the parallax where there is one.
+        """
+        years = self._years(mjd)
         a, d = np.radians(self.ra), np.radians(self.dec)
         sa, ca, sd, cd = np.sin(a), np.cos(a), np.sin(d), np.cos(d)
         to_rad = np.radians(1.0 / 3.6e6) * years
@@ -70,9 +91,46 @@ class CatalogTable:
         north = np.stack([-sd * ca, -sd * sa, cd], axis=-1)
         v = (np.stack([cd * ca, cd * sa, sd], axis=-1)
              + (self.pmra * to_rad)[:, None] * east + (self.pmdec * to_rad)[:, None] * north)
+        if "parallax" in self.astrometry and len(a):
+            # a parallax of less than nothing is noise; so is most of a small one, but that is no larger than its error
+            parallax = np.radians(np.maximum(np.nan_to_num(self.astrometry["parallax"]), 0.0) / 3.6e6)
+            v -= parallax[:, None] * earth_position_au(mjd)
         v /= np.linalg.norm(v, axis=-1, keepdims=True)
         return (np.mod(np.degrees(np.arctan2(v[:, 1], v[:, 0])), 360.0),
                 np.degrees(np.arctan2(v[:, 2], np.hypot(v[:, 0], v[:, 1]))))
+
+    def variances_at(self, mjd: float) -> F64:
+        """Return (n, 2) variances along right ascension and declination at `mjd` [mas²].
+
+        Errors of position and proper motion are added in squares; zero where the catalogue tells none. Where it has
+        proper motions, but not of this star, 8 mas/yr are assumed. With a RUWE above 1.4 (a star that one moving point
+        does not describe; Lindegren et al. 2021, A&A 649, A2) errors are multiplied by the RUWE, and 5 mas per unit of
+        it added for the wobble of a binary.
+        """
+        years2 = self._years(mjd) ** 2
+        out = np.zeros((len(self), 2))
+        for k, axis in enumerate(("ra", "dec")):
+            pm_error = self._known(f"pm{axis}_error")
+            if f"pm{axis}_error" in self.astrometry:
+                pm_error = np.where(np.isfinite(self.astrometry[f"pm{axis}_error"]), pm_error, _UNKNOWN_PM_MAS_YR)
+            out[:, k] = self._known(f"{axis}_error") ** 2 + pm_error**2 * years2
+        ruwe = self._known("ruwe")
+        bad = np.where(ruwe > _RUWE_LIMIT, ruwe, 0.0)[:, None]
+        return np.where(bad > 0, out * bad**2 + (_WOBBLE_MAS * bad) ** 2, out)
+
+    def _known(self, name: str) -> F64:
+        values = self.astrometry.get(name)
+        return np.zeros(len(self)) if values is None else np.where(np.isfinite(values), values, 0.0)
+
+    def _years(self, mjd: float) -> F64:
+        return np.asarray(2000.0 + (mjd - _MJD_J2000) / 365.25 - self.ref_epoch)
+
+    def chosen(self, rows: npt.NDArray[Any]) -> CatalogTable:
+        """Return the stars of some rows (indices or a mask)."""
+        return CatalogTable(
+            self.ra[rows], self.dec[rows], self.pmra[rows], self.pmdec[rows],
+            {k: v[rows] for k, v in self.mags.items()}, self.ref_epoch[rows], self.path, self.rows_in_file,
+            self.centre_deg, self.radius_deg, dict(self.columns), {k: v[rows] for k, v in self.astrometry.items()})
 
     def magnitude(self, name: str) -> F64:
         """Return a magnitude, or a colour: ``bp_rp`` is the column or the difference ``bp`` - ``rp``.
@@ -94,15 +152,23 @@ class CatalogTable:
                        f"magnitudes {', '.join(sorted(self.mags)) or 'none'}")
 
 
+def earth_position_au(mjd: float) -> F64:
+    """Return (3,) barycentric position of the Earth, ICRS axes [au] (ERFA's series, good to 10⁻⁷)."""
+    import erfa
+
+    return np.asarray(erfa.epv00(2400000.5, mjd)[1]["p"], np.float64)
+
+
 def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: float) -> CatalogTable:
     """Read the stars within a cone.
 
     Parameters
     ----------
     spec : mapping
-        ``path`` (FITS, Parquet or ECSV), ``columns`` (our name -> column of the file; names other than ra, dec,
-        pmra, pmdec, ref_epoch are magnitudes), ``angle_unit`` (``deg`` or ``rad``, of ra and dec),
-        ``ref_epoch`` [yr].
+        ``path`` (a file, see `catalog_files.open_table`, or a folder of `catalog_folder`), ``columns`` (our name ->
+        column of the file; names that are not positions, motions or their errors are magnitudes), ``angle_unit``
+        (``deg`` or ``rad``, of ra and dec), ``units`` (our name -> unit of its column, where the file does not tell
+        it), ``ref_epoch`` [yr].
     ra, dec : float
         Centre of the cone, ICRS [deg].
     radius_deg : float
@@ -113,28 +179,42 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
     BadInput
         The file is missing, unreadable, of unknown kind, or lacks a column.
     ConfigError
-        ``angle_unit`` is neither ``deg`` nor ``rad``.
+        A unit is not understood.
     """
     path = Path(str(spec["path"])).expanduser()
-    if not path.is_file():
-        raise BadInput(path, "catalogue", "a readable file", "none")
+    if path.is_dir():
+        from seechange_mpi.io.catalog_folder import read_folder
+
+        return read_folder(path, ra, dec, radius_deg)
     unit = str(spec.get("angle_unit", "deg"))
     if unit not in ("deg", "rad"):
         raise ConfigError(f"catalog.angle_unit: expected deg or rad, found {unit!r}")
-    open_file = _opener(path)
-    names, column = open_file(path)
-    chosen = _map_columns(path, names, dict(spec.get("columns") or {}))
-    scale = 180.0 / np.pi if unit == "rad" else 1.0
-    all_ra, all_dec = _floats(column(chosen["ra"])) * scale, _floats(column(chosen["dec"])) * scale
+    table = open_table(path, ALIASES["ra"])
+    return table_to_catalog(table, path, spec, (ra, dec), radius_deg)
+
+
+def table_to_catalog(table: OpenTable, path: Path, spec: Mapping[str, Any], centre: tuple[float, float],
+                     radius_deg: float) -> CatalogTable:
+    """Return the stars of an open table within a cone; see `read_catalog`."""
+    chosen = map_columns(path, table.names, dict(spec.get("columns") or {}))
+    scale = 180.0 / np.pi if str(spec.get("angle_unit", "deg")) == "rad" else 1.0
+    all_ra, all_dec = floats(table.column(chosen["ra"])) * scale, floats(table.column(chosen["dec"])) * scale
     if all_dec.size and not np.nanmax(np.abs(all_dec)) <= 90.0 + 1e-9:
         raise BadInput(path, f"declinations in column '{chosen['dec']}'",
                        "within ±90 degrees (see catalog.angle_unit)", f"up to {np.nanmax(np.abs(all_dec)):.6g}")
-    keep = np.flatnonzero(_inside(all_ra, all_dec, ra, dec, radius_deg))
+    keep = np.flatnonzero(inside_cone(all_ra, all_dec, *centre, radius_deg))
+    given = dict(spec.get("units") or {})
+    for name in given:
+        if name not in chosen:
+            raise ConfigError(f"catalog.units.{name}: no such column; there are: {', '.join(sorted(chosen))}")
 
     def values(name: str, default: float) -> F64:
         if name not in chosen:
             return np.full(len(keep), default)
-        v = _floats(column(chosen[name]))[keep]
+        v = floats(table.column(chosen[name]))[keep]
+        unit = given.get(name) or (table.units.get(chosen[name]) if name in _UNITS else None)
+        if unit is not None:
+            v = _converted(v, str(unit), name)
         return np.where(np.isfinite(v), v, default)
 
     epoch = values("ref_epoch", float(spec.get("ref_epoch", 2016.0)))
@@ -143,14 +223,34 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
     if len(epoch) and not (epoch.min() > 1800 and epoch.max() < 2200):
         raise BadInput(path, "epoch of the positions (catalog.ref_epoch)", "Julian years between 1800 and 2200, or mjd",
                        f"{epoch.min():g} to {epoch.max():g}")
-    mags = {name: _floats(column(c))[keep] for name, c in chosen.items() if name not in _NO_MAGNITUDE}
+    mags = {name: values(name, np.nan) for name in chosen if name not in _NO_MAGNITUDE}
     return CatalogTable(
         ra=np.mod(all_ra[keep], 360.0), dec=all_dec[keep], pmra=values("pmra", 0.0), pmdec=values("pmdec", 0.0),
-        mags=mags, ref_epoch=epoch, path=str(path),
-        rows_in_file=len(all_ra), centre_deg=(ra, dec), radius_deg=radius_deg, columns=chosen)
+        mags=mags, ref_epoch=epoch, path=str(path), rows_in_file=len(all_ra), centre_deg=centre,
+        radius_deg=radius_deg, columns=chosen,
+        astrometry={name: values(name, np.nan) for name in ASTROMETRY if name in chosen})
 
 
-def _inside(ra: F64, dec: F64, ra0: float, dec0: float, radius_deg: float) -> npt.NDArray[np.bool_]:
+def _converted(values: F64, unit: str, name: str) -> F64:
+    """Values in our unit: mas, mas/yr, or magnitudes (flux densities become AB magnitudes)."""
+    from astropy import units as u
+
+    try:
+        given = u.Unit(unit)
+        if name in _UNITS:
+            return np.asarray((values * given).to_value(_UNITS[name]), np.float64)
+        if given.is_equivalent(u.Jy):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.asarray(-2.5 * np.log10((values * given).to_value(u.Jy)) + 8.9, np.float64)
+        if given in (u.mag, u.yr, u.d, u.dimensionless_unscaled):
+            return values
+    except (ValueError, TypeError):
+        pass
+    expected = _UNITS.get(name, "mag, or a flux density such as nJy")
+    raise ConfigError(f"catalog.units.{name}: expected a unit of {expected}, found {unit!r}")
+
+
+def inside_cone(ra: F64, dec: F64, ra0: float, dec0: float, radius_deg: float) -> npt.NDArray[np.bool_]:
     """Haversine cut, exact for small radii, at the poles and across right ascension 0."""
     near = np.abs(dec - dec0) <= radius_deg + 1e-9
     d1, d0 = np.radians(dec[near]), np.radians(dec0)
@@ -161,14 +261,7 @@ def _inside(ra: F64, dec: F64, ra0: float, dec0: float, radius_deg: float) -> np
     return out
 
 
-def _floats(values: Any) -> F64:
-    """Float64 in native byte order, masked values NaN."""
-    if np.ma.isMaskedArray(values):
-        return np.ma.filled(values.astype(np.float64), np.nan)
-    return np.asarray(values).astype(np.float64)
-
-
-def _map_columns(path: Path, names: list[str], given: dict[str, str]) -> dict[str, str]:
+def map_columns(path: Path, names: list[str], given: dict[str, str]) -> dict[str, str]:
     """Return our name -> the file's column, from the mapping, else by `ALIASES`."""
     lower = {n.lower(): n for n in reversed(names)}
     out: dict[str, str] = {}
@@ -186,70 +279,3 @@ def _map_columns(path: Path, names: list[str], given: dict[str, str]) -> dict[st
             raise BadInput(path, f"column for {name}", "one (map it in catalog.columns)",
                            f"columns {', '.join(names)}")
     return out
-
-
-_Opener = Callable[[Path], "tuple[list[str], Callable[[str], Any]]"]
-
-
-def _opener(path: Path) -> _Opener:
-    with path.open("rb") as f:
-        start = f.read(9)
-    if start.startswith(b"SIMPLE"):
-        return _open_fits
-    if start.startswith(b"PAR1"):
-        return _open_parquet
-    if start.startswith(b"# %ECSV"):
-        return _open_ecsv
-    if start.startswith(b"\x1f\x8b"):
-        return _open_fits
-    raise BadInput(path, "kind of catalogue file", "FITS, Parquet or ECSV", f"a file that begins with {start!r}")
-
-
-def _open_fits(path: Path) -> tuple[list[str], Callable[[str], Any]]:
-    """First binary table that has positions (so LDAC files work); the last table if none does."""
-    import warnings
-
-    from astropy.io import fits
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with fits.open(path, memmap=True) as hdus:
-                tables = [h for h in hdus if isinstance(h, fits.BinTableHDU) and h.columns is not None]
-                if not tables:
-                    raise BadInput(path, "catalogue", "a FITS binary table", "none in the file")
-                known = set(ALIASES["ra"])
-                best = next((h for h in tables if known & {n.lower() for n in h.columns.names}), tables[-1])
-                data = best.data
-                return list(best.columns.names), lambda name: np.asarray(data[name])
-    except (OSError, ValueError, TypeError) as err:
-        raise BadInput(path, "catalogue", "a readable FITS table", err) from None
-
-
-def _open_parquet(path: Path) -> tuple[list[str], Callable[[str], Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise BadInput(path, "catalogue in Parquet", "the package pyarrow: pip install 'seechange-mpi[local]'",
-                       "it is not installed") from None
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as err:
-        raise BadInput(path, "catalogue", "a readable Parquet file", err) from None
-    return list(file.schema_arrow.names), lambda name: file.read([name]).column(0).to_numpy()
-
-
-def _open_ecsv(path: Path) -> tuple[list[str], Callable[[str], Any]]:
-    from astropy.table import Table
-
-    try:
-        table = Table.read(path, format="ascii.ecsv")
-    except Exception as err:  # noqa: BLE001 - the reader raises many kinds; all mean an unreadable table
-        raise BadInput(path, "catalogue", "a readable ECSV table", err) from None
-
-    def column(name: str) -> Any:
-        c = table[name]
-        return np.ma.asarray(c) if hasattr(c, "mask") else np.asarray(c)
-
-    return list(table.colnames), column

@@ -124,9 +124,7 @@ def read_products(g: h5py.Group, path: str, *, pixels: bool) -> SectionProducts:
         radii = tuple(float(r) for r in g["sources"].attrs["aper_radii"])
         p.sources = SourceList(read_table(g["sources"], SOURCES, path), radii)
     if "wcs" in g:
-        a = g["wcs"].attrs
-        p.wcs = WorldCoordinates(get_text(g["wcs"], "header"), str(a["method"]), int(a["n_matched"]),
-                                 float(a["rms_mas"]))
+        p.wcs = _read_wcs(g["wcs"])
     if "zeropoint" in g:
         p.zp = _read_zero_point(g["zeropoint"].attrs)
     if "sub" in g:
@@ -153,6 +151,15 @@ def _read_image(g: h5py.Group, pixels: bool) -> Image:
         g["flags"][...] if pixels else flags, float(a["gain"]), float(a["read_noise_e"]), float(a["saturation_adu"]),
         str(a["section_id"]), str(a["filter"]), float(a["mjd"]), float(a["exp_time_s"]), str(a["header_wcs"]),
         int(a["preproc_bitflag"]), json.loads(a["inputs"]), json.loads(a.get("metrics", "{}")))
+
+
+def _read_wcs(g: h5py.Group) -> WorldCoordinates:
+    """Figures that older files lack keep their defaults."""
+    wcs = WorldCoordinates(get_text(g, "header"), str(g.attrs["method"]))
+    for name, value in asdict(wcs).items():
+        if name not in ("header", "method") and name in g.attrs:
+            setattr(wcs, name, type(value)(g.attrs[name]))
+    return wcs
 
 
 def _read_zero_point(a: Any) -> ZeroPoint:

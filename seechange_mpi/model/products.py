@@ -205,8 +205,32 @@ class WorldCoordinates:
     method: str
     """``catalog`` (fitted) or ``header`` (the file's own, checked where possible)."""
     n_matched: int = 0
+    """Stars used."""
     rms_mas: float = float("nan")
     """Rms per axis of matched catalogue stars about the solution [mas]."""
+    rms_radial_mas: float = float("nan")
+    rms_ra_mas: float = float("nan")
+    rms_dec_mas: float = float("nan")
+    max_residual_mas: float = float("nan")
+    """Largest distance of a used star from the solution [mas]."""
+    mean_ra_mas: float = float("nan")
+    mean_dec_mas: float = float("nan")
+    """Mean of catalogue minus solution [mas], weighted; the median where the header was taken as it is."""
+    chi2_dof: float = float("nan")
+    order: int = 0
+    """Order of the polynomial that was fitted; 0 = none."""
+    floor_mas: float = float("nan")
+    """Error that the residuals show beyond the stated ones [mas per axis]."""
+    error_centre_mas: float = float("nan")
+    error_corner_mas: float = float("nan")
+    """Radial error of the solution at the centre and at the worst corner, from its covariance [mas]."""
+    header_offset_ra_arcsec: float = float("nan")
+    header_offset_dec_arcsec: float = float("nan")
+    header_rotation_deg: float = float("nan")
+    header_scale: float = float("nan")
+    """What was wrong with the header's guess: shift of the centre, rotation, factor of the scale."""
+    log10_chance: float = float("nan")
+    """log10 of how often unrelated lists would give such a solution."""
 
 
 @dataclass(slots=True)

@@ -1,8 +1,4 @@
-"""Fit TAN + SIP to matched stars (Shupe et al. 2005, ASPC 347, 491).
-
-A `Plate` maps pixels to a fixed tangent plane in two steps: a base (linear, or the distorted WCS of the header) and
-a polynomial on top of it. ``Plate.header`` writes the whole as one TAN-SIP header about the image centre.
-"""
+"""Fit a plate to matched stars: robust, weighted with the errors of both lists, its order chosen by the data."""
 
 from __future__ import annotations
 
@@ -12,211 +8,189 @@ import numpy as np
 import numpy.typing as npt
 
 from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
-from seechange_mpi.pipeline.matching import Offset
-from seechange_mpi.pipeline.wcs_tools import (
-    deproject,
-    design_matrix,
-    has_distortion,
-    pixel_scale_arcsec,
-    pixel_to_sky,
-    polynomial_powers,
-    project,
-    sip_header,
-)
+from seechange_mpi.pipeline.plate import Plate
+from seechange_mpi.pipeline.wcs_tools import design_matrix, polynomial_powers
 
 F64 = npt.NDArray[np.float64]
-_FLOOR_PIX = 0.01
-"""Error of centroids that no photon noise explains (pixel response, PSF asymmetry) [pix]."""
+Mask = npt.NDArray[np.bool_]
+_TUKEY = 4.7
+_CLIP = 3.5
 
 
 @dataclass(frozen=True, slots=True)
-class Plate:
-    """Pixels to tangent-plane coordinates [arcsec] about (ra0, dec0).
+class MatchedStars:
+    """Matched stars: base coordinates, places in the tangent plane, and variances of the two sides.
 
     Attributes
     ----------
-    source : header text whose WCS is the base.
-    shape : (ny, nx) of the image.
-    distorted : bool, the base is the full WCS of `source`; else its coordinates are scaled pixels.
-    order, coefficients : polynomial from base coordinates to (xi, eta) [arcsec], (n_terms, 2).
+    u, v : (n,) base coordinates of the sources;  target : (n, 2) catalogue places [arcsec].
+    source_var, star_var : (n, 2) variances of the sources and of the catalogue in xi and eta [arcsec²].
     """
 
-    source: str
-    shape: tuple[int, int]
-    ra0: float
-    dec0: float
-    scale_arcsec: float
-    distorted: bool
-    order: int
-    coefficients: F64
-
-    def base(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[F64, F64]:
-        """Return base coordinates, about -1 .. 1 over the image."""
-        ny, nx = self.shape
-        half = max(nx, ny) / 2
-        if self.distorted:
-            xi, eta = project(*pixel_to_sky(self.source, x, y), self.ra0, self.dec0)
-            unit = half * self.scale_arcsec / 3600.0
-            return xi / unit, eta / unit
-        return (np.asarray(x, float) - (nx - 1) / 2) / half, (np.asarray(y, float) - (ny - 1) / 2) / half
-
-    def sky_arcsec(self, x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
-        """Return (n, 2) tangent-plane positions of pixels [arcsec]."""
-        return np.asarray(design_matrix(*self.base(x, y), self.order) @ self.coefficients)
-
-    def plane_arcsec(self, ra: npt.ArrayLike, dec: npt.ArrayLike) -> F64:
-        """Return (n, 2) tangent-plane positions of sky positions [arcsec]."""
-        return np.stack(project(ra, dec, self.ra0, self.dec0), axis=-1) * 3600.0
-
-    def moved(self, offset: Offset) -> Plate:
-        """Return the plate after a rigid motion in the tangent plane."""
-        c = offset.apply(self.coefficients) - np.array([offset.dx, offset.dy])
-        c[0] += (offset.dx, offset.dy)
-        return replace(self, coefficients=c)
-
-    def header(self) -> str:
-        """Return TAN or TAN-SIP header text, exact to well below a milliarcsecond."""
-        ny, nx = self.shape
-        sip_order = 5 if self.distorted else self.order
-        count = 24
-        gx, gy = np.meshgrid(np.linspace(-0.5, nx - 0.5, count), np.linspace(-0.5, ny - 0.5, count))
-        x, y = gx.ravel(), gy.ravel()
-        plane = self.sky_arcsec(x, y) / 3600.0
-        ra, dec = deproject(plane[:, 0], plane[:, 1], self.ra0, self.dec0)
-        centre = self.sky_arcsec([(nx - 1) / 2], [(ny - 1) / 2])[0] / 3600.0
-        ra_c, dec_c = (float(v) for v in deproject(centre[0], centre[1], self.ra0, self.dec0))
-        if not self.distorted and sip_order == 1 and np.hypot(*centre) * 3600 > 1.0:
-            sip_order = 2
-        if sip_order > 1:
-            sip_order = max(sip_order, 3)
-        half = max(nx, ny) / 2
-        u, v = (x - (nx - 1) / 2) / half, (y - (ny - 1) / 2) / half
-        for _ in range(4):
-            target = np.stack(project(ra, dec, ra_c, dec_c), axis=-1)
-            c = _solve(design_matrix(u, v, sip_order), target)
-            ra_c, dec_c = (float(w) for w in deproject(c[0, 0], c[0, 1], ra_c, dec_c))
-        powers = polynomial_powers(sip_order)
-        cd = np.asarray(np.stack([c[powers.index((1, 0))], c[powers.index((0, 1))]], axis=-1) / half, np.float64)
-        forward = _sip_terms(c, powers, cd, half)
-        crpix = ((nx - 1) / 2, (ny - 1) / 2)
-        if sip_order == 1:
-            return sip_header(crpix, (ra_c, dec_c), cd, {}, {}, {}, {})
-        inverse = _inverse_terms(forward, u * half, v * half, half, sip_order + 1)
-        return sip_header(crpix, (ra_c, dec_c), cd, *forward, *inverse)
+    u: F64
+    v: F64
+    target: F64
+    source_var: F64
+    star_var: F64
 
 
-Terms = dict[tuple[int, int], float]
+@dataclass(frozen=True, slots=True)
+class ErrorModel:
+    """Variance of a residual: (factor² × the source's) + the star's + floor²."""
 
+    floor_arcsec: float
+    factor: float
 
-def _sip_terms(c: F64, powers: list[tuple[int, int]], cd: F64, half: float) -> tuple[Terms, Terms]:
-    """A and B from the polynomial of the tangent plane: the terms of second and higher order, through CD⁻¹."""
-    a: Terms = {}
-    b: Terms = {}
-    inverse = np.linalg.inv(cd)
-    for k, (p, q) in enumerate(powers):
-        if p + q >= 2:
-            du, dv = inverse @ c[k] / half ** (p + q)
-            a[p, q], b[p, q] = float(du), float(dv)
-    return a, b
-
-
-def _inverse_terms(forward: tuple[Terms, Terms], u: F64, v: F64, half: float, order: int) -> tuple[Terms, Terms]:
-    """AP and BP: least squares on a grid of the distorted coordinates."""
-    a, b = forward
-    fu = u + sum(c * u**p * v**q for (p, q), c in a.items())
-    fv = v + sum(c * u**p * v**q for (p, q), c in b.items())
-    design = design_matrix(fu / half, fv / half, order)
-    solution = _solve(design, np.stack([u - fu, v - fv], axis=-1))
-    ap: Terms = {}
-    bp: Terms = {}
-    for k, (p, q) in enumerate(polynomial_powers(order)):
-        ap[p, q], bp[p, q] = (float(w) for w in solution[k] / half ** (p + q))
-    return ap, bp
-
-
-def _solve(design: F64, target: F64) -> F64:
-    return np.asarray(np.linalg.lstsq(design, target, rcond=None)[0], dtype=np.float64)
-
-
-def initial_plate(header: str, shape: tuple[int, int]) -> Plate:
-    """Return the plate of a header's own WCS."""
-    ny, nx = shape
-    ra0, dec0 = (float(v) for v in pixel_to_sky(header, (nx - 1) / 2, (ny - 1) / 2))
-    scale = pixel_scale_arcsec(header)
-    distorted = has_distortion(header)
-    plate = Plate(header, shape, ra0, dec0, scale, distorted, 1, np.zeros((3, 2)))
-    gx, gy = np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9))
-    target = plate.plane_arcsec(*pixel_to_sky(header, gx.ravel(), gy.ravel()))
-    u, v = plate.base(gx.ravel(), gy.ravel())
-    return replace(plate, coefficients=_solve(design_matrix(u, v, 1), target))
+    def variance(self, m: MatchedStars) -> F64:
+        """Return (n, 2) variances [arcsec²]."""
+        return np.asarray(self.factor**2 * m.source_var + m.star_var + self.floor_arcsec**2)
 
 
 @dataclass(frozen=True, slots=True)
 class PlateFit:
-    """Result of `fit_plate`: rms per axis of the used stars, which were used, the order chosen."""
+    """Result of `fit_plate`.
+
+    Attributes
+    ----------
+    plate : Plate;  residual : (n, 2) catalogue minus plate [arcsec];  used : (n,) bool, within 3.5 sigma.
+    weight : (n,) robust weights 0 … 1;  errors : ErrorModel;  variance : (n, 2) by that model [arcsec²].
+    covariance : two (n_terms, n_terms) of the coefficients [arcsec²].
+    chi2_dof : float, of the used stars.
+    """
 
     plate: Plate
-    rms_arcsec: float
-    used: npt.NDArray[np.bool_]
-    order: int
+    residual: F64
+    used: Mask
+    weight: F64
+    errors: ErrorModel
+    variance: F64
+    covariance: tuple[F64, F64]
+    chi2_dof: float
+
+    @property
+    def rms_arcsec(self) -> float:
+        """Rms per axis of the used stars [arcsec]."""
+        return float(np.sqrt(np.mean(self.residual[self.used] ** 2))) if self.used.any() else float("inf")
+
+    def error_arcsec(self, x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
+        """Return the radial error of the solution at pixels [arcsec], both axes added in squares."""
+        d = design_matrix(*self.plate.base(x, y), self.plate.order)
+        return np.sqrt(sum(np.einsum("ij,jk,ik->i", d, c, d) for c in self.covariance))
 
 
-def fit_plate(plate: Plate, x: F64, y: F64, target: F64, error_pix: F64, max_order: int) -> PlateFit:
-    """Fit the polynomial of a plate to matched stars, robustly, its order chosen by the data.
+def fit_plate(plate: Plate, m: MatchedStars, max_order: int, *, floor_arcsec: float,
+              stars_per_term: float = 4.0) -> PlateFit:
+    """Fit the polynomial of a plate to matched stars.
 
-    Orders 1 … `max_order` are fitted by weighted least squares with iterated clipping at 3.5 sigma. A higher order
-    is taken when it predicts stars left out of the fit better by 5 % (leave-one-out residuals r / (1 - h), h the
-    leverage; Allen 1974) and there are 4 stars per term.
+    The highest order with `stars_per_term` stars for each term is fitted by iteratively re-weighted least squares
+    (Tukey's biweight of the distance in units of its error, both axes together). The floor of the errors and the
+    factor of the source errors follow from the likelihood of the residuals. With the errors and weights so found every
+    order is fitted, and that of the least Akaike criterion (corrected for few stars; Burnham & Anderson 2002) taken.
 
     Parameters
     ----------
-    x, y : (n,) pixels;  target : (n, 2) tangent plane [arcsec];  error_pix : (n,) centroid errors [pix].
+    max_order : int
+        Highest order tried.
+    floor_arcsec : float
+        Errors of centroids that no photon noise explains, as expected beforehand.
     """
-    u, v = plate.base(x, y)
-    variance = (error_pix**2 + _FLOOR_PIX**2) * plate.scale_arcsec**2
-    best: PlateFit | None = None
-    best_error = np.inf
-    for order in range(1, max_order + 1):
-        design = design_matrix(u, v, order)
-        if order > 1 and len(x) < 4 * design.shape[1]:
-            break
-        start = best.used if best is not None else np.ones(len(x), bool)
-        c, used = _robust_fit(design, target, variance, start)
-        residual = target - design @ c
-        error = _prediction_error(design, residual, variance, used if best is None else used & best.used)
-        if best is None or (error < 0.95 * best_error and used.sum() >= 0.95 * best.used.sum()):
-            rms = float(np.sqrt(np.mean(residual[used] ** 2))) if used.any() else float("inf")
-            best = PlateFit(replace(plate, order=order, coefficients=c), rms, used, order)
-            best_error = error
-    assert best is not None
-    return best
+    n = len(m.u)
+    top = 1
+    while top < max_order and n >= stars_per_term * len(polynomial_powers(top + 1)):
+        top += 1
+    design = design_matrix(m.u, m.v, top)
+    start = m.target - design @ plate.raised(top)
+    c, weight, errors = _robust(design, start, m, floor_arcsec)
+    variance = errors.variance(m)
+    best_order, best = top, np.inf
+    for order in range(1, top + 1):
+        part = design[:, : len(polynomial_powers(order))]
+        terms = part.shape[1]
+        r = m.target - part @ plate.raised(order)
+        r -= part @ _solve(part, r, weight[:, None] / variance)
+        k, size = 2 * terms, 2.0 * float(weight.sum())
+        criterion = float((weight[:, None] * r**2 / variance).sum()) + 2.0 * k * (1 + (k + 1) / max(size - k - 1, 1.0))
+        if criterion < best - 1e-9:
+            best_order, best = order, criterion
+    design = design[:, : len(polynomial_powers(best_order))]
+    if best_order < top:
+        start = m.target - design @ plate.raised(best_order)
+        c, weight, errors = _robust(design, start, m, floor_arcsec)
+    return _result(replace(plate, order=best_order, coefficients=plate.raised(best_order) + c), design, start - design
+                   @ c, m, weight, errors)
 
 
-def _prediction_error(design: F64, residual: F64, variance: F64, used: npt.NDArray[np.bool_]) -> float:
-    """Mean squared leave-one-out residual in units of the variance."""
-    w = 1.0 / variance[used]
-    q, _ = np.linalg.qr(design[used] * np.sqrt(w)[:, None])
-    leverage = np.minimum((q**2).sum(axis=1), 0.99)
-    return float(np.mean((residual[used] ** 2).sum(axis=1) * w / (1.0 - leverage) ** 2))
+def _result(plate: Plate, design: F64, residual: F64, m: MatchedStars, weight: F64, errors: ErrorModel) -> PlateFit:
+    variance = errors.variance(m)
+    used = (residual**2 / variance).sum(axis=1) < 2.0 * _CLIP**2
+    chi2 = float((residual[used] ** 2 / variance[used]).sum())
+    dof = max(2 * int(used.sum()) - 2 * design.shape[1], 1)
+    inflate = max(1.0, chi2 / dof)
+    covariance = tuple(inflate * np.linalg.pinv((design * (weight / variance[:, a])[:, None]).T @ design)
+                       for a in (0, 1))
+    return PlateFit(plate, residual, used, weight, errors, variance, (covariance[0], covariance[1]), chi2 / dof)
 
 
-def _robust_fit(design: F64, target: F64, variance: F64, start: npt.NDArray[np.bool_]) -> tuple[
-        F64, npt.NDArray[np.bool_]]:
-    used = start.copy()
+def _solve(design: F64, target: F64, weight: F64) -> F64:
+    """Weighted least squares of both axes, (n, k) and (n, 2) -> (k, 2)."""
+    out = np.empty((design.shape[1], 2))
+    for a in (0, 1):
+        weighted = design * weight[:, a, None]
+        normal = weighted.T @ design
+        normal[np.diag_indices_from(normal)] *= 1.0 + 1e-12
+        try:
+            out[:, a] = np.linalg.solve(normal, weighted.T @ target[:, a])
+        except np.linalg.LinAlgError:
+            out[:, a] = np.linalg.lstsq(normal, weighted.T @ target[:, a], rcond=None)[0]
+    return out
+
+
+def _robust(design: F64, target: F64, m: MatchedStars, floor: float) -> tuple[F64, F64, ErrorModel]:
+    """Return coefficients, robust weights (n,), and the error model."""
     terms = design.shape[1]
-    extra = 0.0
+    weight = np.ones(len(target))
+    plain = ErrorModel(floor, 1.0).variance(m)
     c = np.zeros((terms, 2))
-    for _ in range(12):
-        w = 1.0 / np.sqrt(variance + extra)
-        c = _solve(design[used] * w[used, None], target[used] * w[used, None])
-        residual = target - design @ c
-        size = np.sqrt((residual**2).sum(axis=1) / 2.0)
-        scatter = MAD_TO_SIGMA * float(np.median(np.abs(residual[used])))
-        # scatter beyond the stated errors (catalogue, unmodelled distortion) is shared by all stars
-        extra = max(0.0, scatter**2 - float(np.median(variance[used])))
-        sigma = np.sqrt(np.maximum(variance + extra, (0.5 * scatter) ** 2))
-        new = size < 3.5 * sigma
-        if new.sum() < terms + 2 or bool((new == used).all()):
+    errors = ErrorModel(floor, 1.0)
+    for step in range(10):
+        variance = errors.variance(m)
+        c = _solve(design, target, weight[:, None] / variance)
+        r = target - design @ c
+        if step < 3:
+            # before the errors are known: enough of a floor that half of the stars are within their errors
+            excess = np.median(r**2) * MAD_TO_SIGMA**2 - np.median(plain)
+            errors = ErrorModel(float(np.sqrt(max(excess, 0.0) + floor**2)), 1.0)
+        elif step in (3, 6):
+            errors = _likely_errors(r, m, weight, floor, terms)
+        size2 = (r**2 / errors.variance(m)).sum(axis=1) / (2.0 * _TUKEY**2)
+        new = np.maximum(1.0 - size2, 0.0) ** 2
+        if new.sum() < terms + 1:
             break
-        used = new
-    return c, used
+        change = float(np.abs(new - weight).max())
+        weight = new
+        if step > 6 and change < 0.01:
+            break
+    return c, weight, errors
+
+
+def _likely_errors(r: F64, m: MatchedStars, weight: F64, floor: float, terms: int) -> ErrorModel:
+    """Floor and factor of the greatest likelihood, on a grid, with a weak prior about the expected floor and 1."""
+    inside = np.flatnonzero(weight > 0.05)
+    inside = inside[:: len(inside) // 500 + 1]
+    w = weight[inside, None]
+    dof = max(1.0 - terms / max(float(weight.sum()), terms + 1.0), 0.2)
+    # biweights shrink the mean square of a Gaussian by 0.83
+    r2 = r[inside] ** 2 / dof / 0.83 * w
+    source, star = m.source_var[inside], m.star_var[inside]
+    best, answer = np.inf, ErrorModel(floor, 1.0)
+    top = max(float(np.sqrt(np.median(r[inside] ** 2))) * 2.0, 2.0 * floor)
+    floors = np.geomspace(min(0.1 * floor, 0.05 * top), top, 16)
+    for factor in (0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0):
+        base = factor**2 * source + star
+        for f in floors:
+            variance = base + f**2
+            loss = float((w * np.log(variance) + r2 / variance).sum())
+            loss += (np.log(f / floor) / 1.5) ** 2 + (np.log(factor) / 0.3) ** 2
+            if loss < best:
+                best, answer = loss, ErrorModel(float(f), factor)
+    return answer

@@ -132,20 +132,23 @@ def design_matrix(u: F64, v: F64, order: int) -> F64:
 
 def sip_header(crpix: tuple[float, float], crval: tuple[float, float], cd: F64,
                a: dict[tuple[int, int], float], b: dict[tuple[int, int], float],
-               ap: dict[tuple[int, int], float], bp: dict[tuple[int, int], float]) -> str:
-    """Return the header text of a TAN (no distortion terms) or TAN-SIP system.
+               ap: dict[tuple[int, int], float], bp: dict[tuple[int, int], float],
+               pv: dict[tuple[int, int], float] | None = None) -> str:
+    """Return the header text of a TAN (no distortion terms), TAN-SIP, or (with `pv`) TPV system.
 
     Parameters
     ----------
     crpix : reference pixel, 0-based;  crval : its position, ICRS [deg];  cd : (2, 2) [deg/pix].
     a, b, ap, bp : SIP coefficients by powers (p, q) (Shupe et al. 2005, ASPC 347, 491).
+    pv : values of the PV cards by (axis, number), instead of SIP.
     """
     from astropy.io import fits
 
     suffix = "-SIP" if a or b else ""
+    kind = "TPV" if pv else f"TAN{suffix}"
     h = fits.Header()
     h["WCSAXES"] = 2
-    h["CTYPE1"], h["CTYPE2"] = f"RA---TAN{suffix}", f"DEC--TAN{suffix}"
+    h["CTYPE1"], h["CTYPE2"] = f"RA---{kind}", f"DEC--{kind}"
     h["CUNIT1"], h["CUNIT2"] = "deg", "deg"
     h["CRPIX1"], h["CRPIX2"] = float(crpix[0]) + 1.0, float(crpix[1]) + 1.0
     h["CRVAL1"], h["CRVAL2"] = float(crval[0]), float(crval[1])
@@ -158,5 +161,7 @@ def sip_header(crpix: tuple[float, float], crval: tuple[float, float], cd: F64,
             h[f"{name}_ORDER"] = max(p + q for p, q in terms)
             for (p, q), value in sorted(terms.items()):
                 h[f"{name}_{p}_{q}"] = float(value)
+    for (axis, number), value in sorted((pv or {}).items()):
+        h[f"PV{axis}_{number}"] = float(value)
     text: str = h.tostring(sep="", endcard=True, padding=False)
     return text

@@ -8,7 +8,7 @@ from seechange_mpi.model.errors import AlgorithmError
 from seechange_mpi.model.products import Image, SourceList
 from seechange_mpi.model.tables import SOURCES, empty_table
 from seechange_mpi.pipeline.astrocal import AstroCalibrator
-from seechange_mpi.pipeline.matching import find_offset, match_pairs, rotate
+from seechange_mpi.pipeline.matching import match_pairs, rotate
 from seechange_mpi.pipeline.wcs_tools import (
     deproject,
     footprint_cone,
@@ -203,19 +203,6 @@ def test_header_method_takes_the_files_own_and_tells_its_error():
     alone, _ = AstroCalibrator(method="header").run(field.image, field.sources, None)
     assert alone.n_matched == 0
     assert np.isnan(alone.rms_mas)
-
-
-def test_voting_finds_shift_and_rotation():
-    rng = np.random.default_rng(3)
-    a = rng.uniform(-300, 300, (80, 2))
-    b = np.concatenate([rotate(a, 0.9) + np.array([21.0, -17.0]), rng.uniform(-300, 300, (200, 2))])
-    got = find_offset(a, b, max_shift=40.0, cell=1.0, max_angle_deg=1.5)
-    assert got.angle_deg == pytest.approx(0.9, abs=0.2)
-    assert np.hypot(got.dx - 21, got.dy + 17) < 1.0
-    assert got.significance > 20
-    i, j = match_pairs(got.apply(a), b, 3.0)
-    assert (i == j).mean() > 0.9
-    assert find_offset(a[:0], b, max_shift=5, cell=1.0).votes == 0
 
 
 def test_projection_round_trip_and_pole():
