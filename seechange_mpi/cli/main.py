@@ -14,6 +14,7 @@ from typing import Any
 COMMANDS: dict[str, str] = {
     "demo": "Simulate a small survey, process it, and compare with the truth.",
     "run": "Process exposures: from raw pixels to objects in the database.",
+    "astrometry": "Solve source lists without images against a star catalogue.",
     "report": "Write an HTML report of bundles: tables, focal plane, cutouts.",
     "submit": "Hand a batch job to Slurm that processes exposures or the queue.",
     "simulate": "Make raw exposures of an invented sky, with truth tables.",
@@ -51,7 +52,7 @@ Exit codes:
 
 
 def _help() -> str:
-    return HELP.format(verbs="\n".join(f"  {name:<10}{text}" for name, text in VERBS.items()))
+    return HELP.format(verbs="\n".join(f"  {name:<12}{text}" for name, text in VERBS.items()))
 
 
 def _load(name: str) -> Any:

@@ -51,9 +51,13 @@ class CatalogSettings(Parameters):
     section = "catalog"
     path: str | None = par(None, "FITS, Parquet or ECSV file; null = none (see astrocal 'header', "
                                  "photocal 'relative')", critical=False)
-    columns: dict[str, str] = par({}, "our name -> column of the file, for ra dec pmra pmdec and magnitudes; "
+    columns: dict[str, str] = par({}, "our name -> column of the file, for ra dec pmra pmdec parallax, their errors "
+                                      "(ra_error ...), ruwe, ref_epoch and magnitudes; "
                                       "Gaia's own names are understood without it", critical=False)
     angle_unit: str = par("deg", "unit of ra and dec in the file: deg or rad", critical=False)
+    units: dict[str, str] = par({}, "our name -> unit of its column, where the file does not tell it and it is not "
+                                    "Gaia's (mas, mas/yr, mag); a flux density such as nJy becomes AB magnitudes",
+                                critical=False)
     ref_epoch: float = par(2016.0, "epoch of the catalogue positions", unit="yr", critical=False)
 
 

@@ -141,7 +141,8 @@ class AstroCalibrator(Step[AstroCalParameters]):
         best: tuple[Similarity, Search] | None = None
         for mirrored, turned in ((False, 0.0), (True, 0.0), (True, 180.0), (False, 180.0)):
             seen = Similarity(angle_deg=turned).apply(first)
-            for tolerance in (fine, 3.0 * fine):
+            as_it_stands = not mirrored and not turned
+            for tolerance in (fine, 3.0 * fine) if as_it_stands else (1.5 * fine,):
                 search = Search(pars.max_offset_arcsec, pars.max_rotation_deg, pars.max_scale_error, tolerance,
                                 plate.extent_arcsec())
                 found = find_similarity(seen, ready.target, search, mirrored=mirrored)

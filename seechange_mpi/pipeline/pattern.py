@@ -19,9 +19,9 @@ from seechange_mpi.pipeline.matching import Similarity, chance_of_match, log10_b
 F64 = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 
-LEVELS = ((40, 80), (80, 160), (120, 400), (250, 250), (400, 700))
+LEVELS = ((40, 80), (80, 160), (60, 350), (300, 100), (160, 350))
 """How many of the brightest sources and stars are compared, in turn, until the answer is clear."""
-_MOST_PAIRS = 5000
+_MOST_PAIRS = 1500
 _CLEAR = -15.0
 
 
@@ -95,12 +95,15 @@ def _complex(xy: F64) -> npt.NDArray[np.complex128]:
 
 
 def _pairs(z: npt.NDArray[np.complex128], shortest: float) -> tuple[Index, Index]:
-    """Indices of pairs farther apart than `shortest`, brightest first, at most `_MOST_PAIRS`."""
+    """Indices of at most `_MOST_PAIRS` pairs farther apart than `shortest`: half of them the brightest, half spread."""
     i, j = np.triu_indices(len(z), 1)
     keep = np.abs(z[j] - z[i]) > shortest
     i, j = i[keep], j[keep]
     if len(i) > _MOST_PAIRS:
-        order = np.argsort(i + j, kind="stable")[:_MOST_PAIRS]
+        order = np.argsort(i + j, kind="stable")
+        half = _MOST_PAIRS // 2
+        spread = np.linspace(half, len(order) - 1, half).astype(int)
+        order = np.r_[order[:half], order[spread]]
         i, j = i[order], j[order]
     return i, j
 
@@ -144,8 +147,8 @@ def _heaps(shift: npt.NDArray[np.complex128], log_factor: npt.NDArray[np.complex
            mirrored: bool) -> list[Similarity]:
     points = np.stack([shift.real, shift.imag, log_factor.real * search.reach, log_factor.imag * search.reach], -1)
     points /= 2.0 * search.tolerance
-    if len(points) > 60_000:
-        points = points[:: len(points) // 60_000 + 1]
+    if len(points) > 20_000:
+        points = points[:: len(points) // 20_000 + 1]
     tree = cKDTree(points)
     height = tree.query_ball_point(points, 1.0, return_length=True)
     out: list[Similarity] = []

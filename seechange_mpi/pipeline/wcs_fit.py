@@ -79,13 +79,14 @@ class PlateFit:
 
 
 def fit_plate(plate: Plate, m: MatchedStars, max_order: int, *, floor_arcsec: float,
-              stars_per_term: float = 4.0) -> PlateFit:
+              stars_per_term: float = 2.0) -> PlateFit:
     """Fit the polynomial of a plate to matched stars.
 
     The highest order with `stars_per_term` stars for each term is fitted by iteratively re-weighted least squares
     (Tukey's biweight of the distance in units of its error, both axes together). The floor of the errors and the
-    factor of the source errors follow from the likelihood of the residuals. With the errors and weights so found every
-    order is fitted, and that of the least Akaike criterion (corrected for few stars; Burnham & Anderson 2002) taken.
+    factor of the source errors follow from the likelihood of the residuals. With the errors so found every order is
+    fitted, and that of the least Bayesian information criterion (Schwarz 1978) taken, with Tukey's bounded loss for
+    chi², so that no few outliers call for a higher order.
 
     Parameters
     ----------
@@ -105,11 +106,8 @@ def fit_plate(plate: Plate, m: MatchedStars, max_order: int, *, floor_arcsec: fl
     best_order, best = top, np.inf
     for order in range(1, top + 1):
         part = design[:, : len(polynomial_powers(order))]
-        terms = part.shape[1]
-        r = m.target - part @ plate.raised(order)
-        r -= part @ _solve(part, r, weight[:, None] / variance)
-        k, size = 2 * terms, 2.0 * float(weight.sum())
-        criterion = float((weight[:, None] * r**2 / variance).sum()) + 2.0 * k * (1 + (k + 1) / max(size - k - 1, 1.0))
+        loss = _bounded_loss(part, m.target - part @ plate.raised(order), variance, weight)
+        criterion = loss + 2 * part.shape[1] * np.log(2.0 * max(float(weight.sum()), 1.0))
         if criterion < best - 1e-9:
             best_order, best = order, criterion
     design = design[:, : len(polynomial_powers(best_order))]
@@ -118,6 +116,19 @@ def fit_plate(plate: Plate, m: MatchedStars, max_order: int, *, floor_arcsec: fl
         c, weight, errors = _robust(design, start, m, floor_arcsec)
     return _result(replace(plate, order=best_order, coefficients=plate.raised(best_order) + c), design, start - design
                    @ c, m, weight, errors)
+
+
+def _bounded_loss(design: F64, target: F64, variance: F64, weight: F64) -> float:
+    """Least sum of Tukey's loss: chi² for small residuals, 2 c² / 3 for outliers."""
+    loss = np.inf
+    for _ in range(5):
+        r = target - design @ _solve(design, target, weight[:, None] / variance)
+        inside = np.maximum(1.0 - (r**2 / variance).sum(axis=1) / (2.0 * _TUKEY**2), 0.0)
+        loss = min(loss, float((2.0 * _TUKEY**2 / 3.0 * (1.0 - inside**3)).sum()))
+        weight = inside**2
+        if weight.sum() < design.shape[1] + 1:
+            break
+    return loss
 
 
 def _result(plate: Plate, design: F64, residual: F64, m: MatchedStars, weight: F64, errors: ErrorModel) -> PlateFit:
