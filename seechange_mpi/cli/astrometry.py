@@ -73,19 +73,21 @@ def _solve(resolved: object, comm: object, lists: list[Path], catalog: str | Non
     from seechange_mpi.io.source_list import ListSettings
     from seechange_mpi.model.errors import ConfigError
     from seechange_mpi.mpi.astrometry import exit_code, residual_table, solve_lists, write_solutions
+    from seechange_mpi.mpi.catalogs import catalog_spec, shared_excerpt
     from seechange_mpi.mpi.comm import Communicator
-    from seechange_mpi.pipeline.list_astrometry import ListTask
+    from seechange_mpi.pipeline.list_astrometry import ListTask, list_cones
     from seechange_mpi.pipeline.top_level import Pipeline
 
     assert isinstance(resolved, Config)
     communicator: Communicator = comm  # type: ignore[assignment]
-    spec = resolved.settings.catalog.model_dump()
-    if catalog is not None:
-        spec["path"] = catalog
-    if not spec.get("path"):
-        raise ConfigError("no catalogue: name one with --catalog or catalog.path")
-    spec["path"] = str(Path(spec["path"]).expanduser().absolute())
+    spec = catalog_spec(resolved, catalog)
+    if spec is None:
+        raise ConfigError("no catalogue: name one with --catalog, catalog.path or catalog.url")
     settings = ListSettings(_size(size), mjd, origin)
+    if not spec["path"]:
+        # a service is asked once
+        margin = (120.0 + resolved.settings.extraction.get("wcs", {}).get("max_offset_arcsec", 60.0)) / 3600.0
+        spec = shared_excerpt(spec, list_cones(lists, settings, margin), resolved)
     parameters = Pipeline.from_settings(resolved.steps()).astrocalibrator.pars.model_dump()
     tasks = [ListTask(str(p.absolute()), settings, parameters, spec) for p in dict.fromkeys(lists)]
     results = solve_lists(communicator, tasks)

@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
 GROUPS: dict[str, str] = {
     "refs": "References: register a processed exposure, list, remove.",
     "queue": "Exposures waiting: add, list, retry, hold, release, why.",
+    "catalog": "Star catalogues: build a folder from Gaia's files, show what is there.",
     "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",
     "db": "Science database: init, start, stop, status, commit.",
     "camera": "Cameras: list, show, and check a YAML of your own.",

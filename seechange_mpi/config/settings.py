@@ -46,11 +46,20 @@ class CameraSettings(Parameters):
 
 
 class CatalogSettings(Parameters):
-    """Astrometric and photometric reference catalogue: a local file."""
+    """Astrometric and photometric reference catalogue: a local file or folder, or a Gaia service."""
 
     section = "catalog"
-    path: str | None = par(None, "FITS, Parquet or ECSV file; null = none (see astrocal 'header', "
-                                 "photocal 'relative')", critical=False)
+    path: str | None = par(None, "FITS, Parquet, ECSV or CSV file, or a folder made by 'seechange-mpi catalog build'; "
+                                 "null = none (see astrocal 'header', photocal 'relative')", critical=False)
+    url: str | None = par(None, "in place of path: a Gaia service that answers POST /gaiarect/..., such as SeeChange's",
+                          critical=False)
+    url_timeout_s: float = par(5.0, "time to wait for an answer of the service", unit="s", critical=False, gt=0)
+    url_attempts: int = par(5, "requests before giving up", critical=False, ge=1)
+    cache: str | None = par(None, "folder of excerpts, one for each field; null = <paths.root>/catalog-cache",
+                            critical=False)
+    min_mag: float | None = par(None, "leave out brighter stars (in G, else the catalogue's first band)", unit="mag",
+                                critical=False)
+    max_mag: float | None = par(None, "leave out fainter stars", unit="mag", critical=False)
     columns: dict[str, str] = par({}, "our name -> column of the file, for ra dec pmra pmdec parallax, their errors "
                                       "(ra_error ...), ruwe, ref_epoch and magnitudes; "
                                       "Gaia's own names are understood without it", critical=False)

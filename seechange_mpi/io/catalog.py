@@ -34,6 +34,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Column names that are understood without a mapping (any case); the first that exists is taken."""
 
+EXCERPT_SUFFIX = ".excerpt.fits"
+"""Files of `catalog_excerpt`."""
 ASTROMETRY = ("parallax", "ra_error", "dec_error", "pmra_error", "pmdec_error", "ruwe")
 """Columns beside position and proper motion that are no magnitudes."""
 _NO_MAGNITUDE = ("ra", "dec", "pmra", "pmdec", "ref_epoch", *ASTROMETRY)
@@ -165,10 +167,11 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
     Parameters
     ----------
     spec : mapping
-        ``path`` (a file, see `catalog_files.open_table`, or a folder of `catalog_folder`), ``columns`` (our name ->
+        ``path`` (a file, see `catalog_files.open_table`, a folder of `catalog_folder`, an excerpt), or ``url`` (see
+        `catalog_http.fetch_cone`); ``columns`` (our name ->
         column of the file; names that are not positions, motions or their errors are magnitudes), ``angle_unit``
         (``deg`` or ``rad``, of ra and dec), ``units`` (our name -> unit of its column, where the file does not tell
-        it), ``ref_epoch`` [yr].
+        it), ``ref_epoch`` [yr], ``min_mag``, ``max_mag``.
     ra, dec : float
         Centre of the cone, ICRS [deg].
     radius_deg : float
@@ -181,19 +184,44 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
     ConfigError
         A unit is not understood.
     """
+    if not spec.get("path"):
+        from seechange_mpi.io.catalog_http import fetch_cone
+
+        return within_limits(fetch_cone(spec, ra, dec, radius_deg), spec)
     path = Path(str(spec["path"])).expanduser()
+    if path.name.endswith(EXCERPT_SUFFIX):
+        from seechange_mpi.io.catalog_excerpt import read_excerpt
+
+        return read_excerpt(path, spec, (ra, dec, radius_deg))
     if path.is_dir():
         from seechange_mpi.io.catalog_folder import read_folder
 
-        return read_folder(path, ra, dec, radius_deg)
+        return within_limits(read_folder(path, ra, dec, radius_deg), spec)
     unit = str(spec.get("angle_unit", "deg"))
     if unit not in ("deg", "rad"):
         raise ConfigError(f"catalog.angle_unit: expected deg or rad, found {unit!r}")
     table = open_table(path, ALIASES["ra"])
-    return table_to_catalog(table, path, spec, (ra, dec), radius_deg)
+    return within_limits(table_to_catalog(table, path, spec, (ra, dec), radius_deg), spec)
 
 
-def table_to_catalog(table: OpenTable, path: Path, spec: Mapping[str, Any], centre: tuple[float, float],
+def brightness(catalog: CatalogTable) -> F64:
+    """Return the magnitudes by which a catalogue is ordered: G, else RP, BP, else the first by name, else zeros."""
+    name = next((k for k in ("g", "rp", "bp", *sorted(catalog.mags)) if k in catalog.mags), None)
+    return catalog.mags[name] if name else np.zeros(len(catalog))
+
+
+def within_limits(catalog: CatalogTable, spec: Mapping[str, Any]) -> CatalogTable:
+    """Return the stars between ``min_mag`` and ``max_mag``; stars of unknown magnitude are kept."""
+    low, high = spec.get("min_mag"), spec.get("max_mag")
+    if low is None and high is None:
+        return catalog
+    mag = brightness(catalog)
+    with np.errstate(invalid="ignore"):
+        outside = (mag < (-np.inf if low is None else float(low))) | (mag > (np.inf if high is None else float(high)))
+    return catalog.chosen(~outside)
+
+
+def table_to_catalog(table: OpenTable, path: Path | str, spec: Mapping[str, Any], centre: tuple[float, float],
                      radius_deg: float) -> CatalogTable:
     """Return the stars of an open table within a cone; see `read_catalog`."""
     chosen = map_columns(path, table.names, dict(spec.get("columns") or {}))
@@ -261,7 +289,7 @@ def inside_cone(ra: F64, dec: F64, ra0: float, dec0: float, radius_deg: float) -
     return out
 
 
-def map_columns(path: Path, names: list[str], given: dict[str, str]) -> dict[str, str]:
+def map_columns(path: Path | str, names: list[str], given: dict[str, str]) -> dict[str, str]:
     """Return our name -> the file's column, from the mapping, else by `ALIASES`."""
     lower = {n.lower(): n for n in reversed(names)}
     out: dict[str, str] = {}

@@ -62,7 +62,7 @@ def read_csv_chunks(path: Path, wanted: Collection[str] | None, rows: int = 200_
 def _numbers(values: list[str]) -> F64:
     """Floats; what is no number is NaN."""
     try:
-        return np.array([v or "nan" for v in values], dtype=object).astype(np.float64)
+        return np.array(["nan" if v in ("", "null") else v for v in values], dtype=object).astype(np.float64)
     except ValueError:
         return np.array([_number(v) for v in values])
 

@@ -73,10 +73,9 @@ def write_solutions(results: Sequence[ListResult], folder: Path) -> Path:
             fits.PrimaryHDU(header=fits.Header.fromstring(r.wcs.header)).writeto(
                 folder / f"{identifier_of(r.path)}.wcs", overwrite=True)
         rows.append(row)
-    names = list(max(rows, key=len))
     whole = {n: row[n] for row in rows for n in row}
     table = Table({n: [row.get(n, type(whole[n])() if isinstance(whole[n], int | str) else math.nan) for row in rows]
-                   for n in names})
+                   for n in whole})
     path = folder / "astrometry.ecsv"
     table.write(path, format="ascii.ecsv", overwrite=True)
     return path

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus, WorkSource
 from seechange_mpi.config.resolve import Config
@@ -14,10 +14,11 @@ from seechange_mpi.instruments.camera import Camera, load_camera
 from seechange_mpi.io.bundle import bundle_path, read_bundle, section_shards, shard_folder, write_bundle
 from seechange_mpi.io.raw import read_exposure_info, section_footprints
 from seechange_mpi.io.shard import scan_shards
-from seechange_mpi.model.errors import BadInput, ConfigError, Drain, SeeChangeError, TransientError
+from seechange_mpi.model.errors import BadInput, Drain, SeeChangeError, TransientError
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.provenance import ProvenanceRecord
 from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionTask
+from seechange_mpi.mpi.catalogs import catalog_spec, exposure_catalog
 from seechange_mpi.mpi.comm import Communicator
 from seechange_mpi.mpi.heartbeat import Heartbeat, owner_name
 from seechange_mpi.mpi.progress import Progress
@@ -86,12 +87,7 @@ class Coordinator:
         self.runner = runner if comm.size > 1 else self._interruptibly(runner)
         self.pipeline = Pipeline.from_settings(config.steps())
         self.owner = owner_name()
-        catalog = config.settings.catalog
-        if catalog.path is not None and not Path(catalog.path).expanduser().is_file():
-            raise ConfigError(f"catalog.path: {catalog.path}: no such file")
-        self.catalog: dict[str, Any] | None = None
-        if catalog.path is not None:
-            self.catalog = catalog.model_dump() | {"path": str(Path(catalog.path).expanduser().absolute())}
+        self.catalog = catalog_spec(config)
 
     def run(self) -> list[ExposureResult]:
         """Claim and process exposures until there are no more, or as many as allowed."""
@@ -168,7 +164,9 @@ class Coordinator:
         exposure = read_exposure_info(claim.path, camera, claim.params)
         sections = self._sections(camera)
         filters = {s: camera.section(s).filter or exposure.filter for s in sections}
-        references = self._references(exposure, camera, filters)
+        footprints = section_footprints(exposure, camera)
+        references = self._references(exposure, camera, filters, footprints)
+        catalog = exposure_catalog(self.catalog, footprints, self.config, self.pipeline)
         shards = shard_folder(self.config.bundles, exposure.identifier)
         found = scan_shards(shards)
         relative = self.pipeline.photcalibrator.pars.method == "relative"
@@ -182,14 +180,14 @@ class Coordinator:
             prepared.records.update({r.id: r for r in tree.values()})
             paths = camera.calibration_paths(section, filters[section], self.config.settings.paths.calibration)
             calibration = {k: v for k, v in paths.items() if k in kinds}
-            inputs = identify(calibration, self.catalog, link, relative_zero_point=relative)
+            inputs = identify(calibration, catalog, link, relative_zero_point=relative)
             ids = {p: r.id for p, r in tree.items()}
             reachable = last if link else min(last, "photocal", key=STEPS.index)
             plan = plan_section(section, found.shards, ids, inputs, first_step=self.options.first_step,
                                 last_step=reachable, forced=self.options.forced)
             prepared.plans[section], prepared.last_steps[section] = plan, reachable
             prepared.tasks[section] = SectionTask(
-                exposure, section, camera, settings, ids, str(shards), calibration, self.catalog, link,
+                exposure, section, camera, settings, ids, str(shards), calibration, catalog, link,
                 str(plan.shard.path) if plan.shard else None, plan.reuse_through, inputs, self.options.first_step,
                 last, claim.attempt)
         return prepared
@@ -199,10 +197,11 @@ class Coordinator:
             camera.section(s)
         return tuple(s for s in camera.section_ids if not self.options.sections or s in self.options.sections)
 
-    def _references(self, exposure: ExposureInfo, camera: Camera, filters: dict[str, str]) -> dict[str, ReferenceLink]:
+    def _references(self, exposure: ExposureInfo, camera: Camera, filters: dict[str, str],
+                    corners: dict[str, list[tuple[float, float]]]) -> dict[str, ReferenceLink]:
         from seechange_mpi.db.references import find_references
 
-        footprints = {s: c for s, c in section_footprints(exposure, camera).items() if s in filters}
+        footprints = {s: c for s, c in corners.items() if s in filters}
         chosen = self.config.settings.references
         with self.opened() as conn:
             return find_references(

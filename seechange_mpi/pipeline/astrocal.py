@@ -69,6 +69,11 @@ class AstroCalibrator(Step[AstroCalParameters]):
     process = "extraction"
     parameters_class = AstroCalParameters
 
+    @property
+    def catalog_margin_arcsec(self) -> float:
+        """How far outside an image catalogue stars may be needed [arcsec]."""
+        return 60.0 + self.pars.max_offset_arcsec
+
     def run(
         self, image: Image, sources: SourceList, catalog: CatalogTable | None, hint: Similarity | None = None,
     ) -> tuple[WorldCoordinates, SourceList]:
@@ -109,7 +114,7 @@ class AstroCalibrator(Step[AstroCalParameters]):
 
     def _fit(self, image: Image, sources: SourceList, catalog: CatalogTable, hint: Similarity) -> WorldCoordinates:
         pars = self.pars
-        stars = select_stars(image, sources, catalog, pars.max_sources_to_use, 60.0 + pars.max_offset_arcsec)
+        stars = select_stars(image, sources, catalog, pars.max_sources_to_use, self.catalog_margin_arcsec)
         figures: Figures = {
             "sources": len(stars.x), "catalogue_stars": len(stars.ra), "catalogue_rows_in_cone": stars.in_cone,
             "catalogue": catalog.path}

@@ -43,11 +43,15 @@ def identify(
 ) -> dict[str, str]:
     """Return name -> identity of all inputs of a section.
 
-    With ``relative_zero_point`` the zero point, too, depends on the reference (or on there being none).
+    A catalogue that brings its ``identity`` (an excerpt: the digest of the stars in the exposure's field) is known by
+    it, else by its file. With ``relative_zero_point`` the zero point, too, depends on the reference (or on there being
+    none).
     """
     out = {f"calibration.{kind}": file_identity(path) if os.path.isfile(path) else "missing"
            for kind, path in sorted(calibration.items())}
-    if catalog and catalog.get("path"):
+    if catalog and catalog.get("identity"):
+        out["catalog"] = str(catalog["identity"])
+    elif catalog and catalog.get("path"):
         out["catalog"] = file_identity(catalog["path"])
     if reference is not None:
         out["reference"] = reference.image_id

@@ -80,6 +80,30 @@ def solve_list(task: ListTask) -> ListResult:
     return out
 
 
+def list_cones(paths: Sequence[Path], settings: ListSettings, margin_deg: float) -> list[tuple[float, float, float]]:
+    """Return the cones [deg] of those lists that have a position.
+
+    Raises
+    ------
+    BadInput
+        None has one; the reason is that of the first.
+    """
+    from seechange_mpi.io.source_list import read_source_list
+    from seechange_mpi.pipeline.wcs_tools import footprint_cone
+
+    out = []
+    first: SeeChangeError | None = None
+    for path in paths:
+        try:
+            image, _ = read_source_list(path, settings)
+            out.append(footprint_cone(image.header_wcs, image.shape, 3600.0 * margin_deg))
+        except SeeChangeError as err:
+            first = first or err
+    if not out and first is not None:
+        raise first
+    return out
+
+
 def hint_for(result: ListResult, solved: Sequence[ListResult]) -> Similarity | None:
     """Return what the nearest solved lists of the exposure say of the header's error; None with fewer than three.
 

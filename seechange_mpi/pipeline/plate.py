@@ -118,7 +118,8 @@ def initial_plate(header: str, shape: tuple[int, int]) -> Plate:
     if distorted:
         c = np.array([[0.0, 0.0], [unit[0], 0.0], [0.0, unit[1]]]) * 3600.0
     else:
-        c = np.linalg.lstsq(design_matrix(*plate.base(gx.ravel(), gy.ravel()), 1), target * 3600.0, rcond=None)[0]
+        design = design_matrix(*plate.base(gx.ravel(), gy.ravel()), 1)
+        c = np.asarray(np.linalg.lstsq(design, target * 3600.0, rcond=None)[0], np.float64)
     return replace(plate, coefficients=c)
 
 

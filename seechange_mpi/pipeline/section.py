@@ -169,9 +169,10 @@ class _SectionRun:
         from seechange_mpi.pipeline.wcs_tools import footprint_cone
 
         image = self.products.image
-        if self.task.catalog is None or not self.task.catalog.get("path") or image is None:
+        if not self.task.catalog or image is None:
             return None
-        return read_catalog(self.task.catalog, *footprint_cone(image.header_wcs, image.shape, margin_arcsec=120.0))
+        margin = self.pipeline.astrocalibrator.catalog_margin_arcsec
+        return read_catalog(self.task.catalog, *footprint_cone(image.header_wcs, image.shape, margin))
 
     def _astrocal(self) -> None:
         p = self.products

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from seechange_mpi.io.catalog import CatalogTable
+from seechange_mpi.io.catalog import CatalogTable, brightness
 from seechange_mpi.model.flags import PixelFlag
 from seechange_mpi.model.products import Image, SourceList
 from seechange_mpi.pipeline.wcs_tools import footprint_cone, separation_deg
 
 F64 = npt.NDArray[np.float64]
-_UNUSABLE = PixelFlag.BAD_PIXEL | PixelFlag.NO_DATA | PixelFlag.COSMIC_RAY | PixelFlag.OUT_OF_BOUNDS
+_UNUSABLE = (PixelFlag.BAD_PIXEL | PixelFlag.NO_DATA | PixelFlag.COSMIC_RAY | PixelFlag.OUT_OF_BOUNDS
+             | PixelFlag.BLEED | PixelFlag.TRAIL | PixelFlag.CROSSTALK)
 _SATURATED_PIX = 0.5
 _UNKNOWN_PIX = 0.3
 
@@ -69,9 +70,3 @@ def select_stars(image: Image, sources: SourceList, catalog: CatalogTable, limit
     star_var = catalog.variances_at(image.mjd)[stars] / 1e6
     return StarLists(t["x"][order].astype(float), t["y"][order].astype(float), var_pix, ra[stars], dec[stars],
                      star_var, int(keep.sum()))
-
-
-def brightness(catalog: CatalogTable) -> F64:
-    """Return the magnitudes by which a catalogue is ordered: G, else RP, BP, else the first by name, else zeros."""
-    name = next((k for k in ("g", "rp", "bp", *sorted(catalog.mags)) if k in catalog.mags), None)
-    return catalog.mags[name] if name else np.zeros(len(catalog))

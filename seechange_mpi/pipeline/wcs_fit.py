@@ -75,7 +75,7 @@ class PlateFit:
     def error_arcsec(self, x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
         """Return the radial error of the solution at pixels [arcsec], both axes added in squares."""
         d = design_matrix(*self.plate.base(x, y), self.plate.order)
-        return np.sqrt(sum(np.einsum("ij,jk,ik->i", d, c, d) for c in self.covariance))
+        return np.asarray(np.sqrt(sum(np.einsum("ij,jk,ik->i", d, c, d) for c in self.covariance)), np.float64)
 
 
 def fit_plate(plate: Plate, m: MatchedStars, max_order: int, *, floor_arcsec: float,

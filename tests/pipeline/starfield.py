@@ -1,4 +1,4 @@
-"""A DECam-like section at the level of star lists: truth, Cramér–Rao centroids, a Gaia-like catalogue, TPV distortion."""
+"""A DECam-like section at the level of star lists: truth, Cramér–Rao centroids, a Gaia-like catalogue, TPV."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SCALE = 0.263
 FWHM = 4.2
 MJD = 51544.5 + 365.25 * 24.0
 """Eight years after Gaia's epoch."""
-DECAM_PV = {(1, 0): 2e-4, (1, 1): 1.0058, (1, 2): -4e-4, (1, 4): -7.5e-3, (1, 5): 1.6e-3, (1, 6): -2.2e-3, (1, 7): 8.6e-3,
-            (1, 8): -6e-4, (1, 9): 4.6e-3, (1, 10): -3e-4, (2, 0): -3e-4, (2, 1): 1.0062, (2, 2): 3e-4, (2, 4): -5e-3,
-            (2, 5): 3e-3, (2, 6): -1.3e-3, (2, 7): 9.1e-3, (2, 8): 4e-4, (2, 9): 5.5e-3, (2, 10): 2e-4}
+DECAM_PV = {(1, 0): 2e-4, (1, 1): 1.0058, (1, 2): -4e-4, (1, 4): -7.5e-3, (1, 5): 1.6e-3, (1, 6): -2.2e-3,
+            (1, 7): 8.6e-3, (1, 8): -6e-4, (1, 9): 4.6e-3, (1, 10): -3e-4, (2, 0): -3e-4, (2, 1): 1.0062, (2, 2): 3e-4,
+            (2, 4): -5e-3, (2, 5): 3e-3, (2, 6): -1.3e-3, (2, 7): 9.1e-3, (2, 8): 4e-4, (2, 9): 5.5e-3, (2, 10): 2e-4}
 
 
 def decam_header(ra, dec, scale=1.0, rotation=0.0, pv=None, crpix=(6200.0, -3900.0)):
@@ -72,9 +72,9 @@ class DecamField:
     @staticmethod
     def _linear(text: str) -> str:
         """The best linear header: what an instrument without a distortion model writes."""
-        from seechange_mpi.pipeline.plate import initial_plate
-
         from dataclasses import replace
+
+        from seechange_mpi.pipeline.plate import initial_plate
 
         p = initial_plate(text, SHAPE)
         gx, gy = (g.ravel() for g in np.meshgrid(np.linspace(0, SHAPE[1] - 1, 9), np.linspace(0, SHAPE[0] - 1, 9)))

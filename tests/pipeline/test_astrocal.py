@@ -8,7 +8,7 @@ from seechange_mpi.model.errors import AlgorithmError
 from seechange_mpi.model.products import Image, SourceList
 from seechange_mpi.model.tables import SOURCES, empty_table
 from seechange_mpi.pipeline.astrocal import AstroCalibrator
-from seechange_mpi.pipeline.matching import match_pairs, rotate
+from seechange_mpi.pipeline.matching import match_pairs
 from seechange_mpi.pipeline.wcs_tools import (
     deproject,
     footprint_cone,

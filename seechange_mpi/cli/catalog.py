@@ -1,0 +1,125 @@
+"""``seechange-mpi catalog``: build a catalogue folder, and show what a catalogue holds."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seechange_mpi.cli.common import ConfigOption, SetOption, load_config
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False,
+                  help="Star catalogues: build a folder of sky cells, show what is there.",
+                  context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Argument(help="Folder to make; then set catalog.path to it.")],
+    files: Annotated[list[str], typer.Option("--from", help="Tables of stars; patterns such as 'gaia/*.csv.gz' too.")],
+    order: Annotated[int, typer.Option("--order", min=0, max=10, help="HEALPix order of the cells.")] = 5,
+    max_mag: Annotated[float | None, typer.Option("--max-mag", help="Leave out fainter stars.")] = None,
+    min_mag: Annotated[float | None, typer.Option("--min-mag", help="Leave out brighter stars.")] = None,
+    mag: Annotated[str, typer.Option("--mag", help="Magnitude that the limits apply to.")] = "g",
+    keep: Annotated[str | None, typer.Option("--keep", help="Magnitudes to keep, e.g. g,bp,rp.")] = None,
+    chunk_rows: Annotated[int, typer.Option("--chunk-rows", min=1000, help="Rows in memory at a time.")] = 200_000,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Build a catalogue folder from Gaia downloads (CSV.gz), FITS, Parquet or ECSV tables.
+
+    \b
+    seechange-mpi catalog build /data/gaia --from 'GaiaSource_*.csv.gz' --max-mag 20.5
+
+    The folder appears when it is complete; a build that was interrupted goes on where it stopped when the same
+    command is given again. Columns and units are mapped by catalog.columns and catalog.units.
+    """
+    from seechange_mpi.io.catalog_build import BuildOptions, build_folder
+    from seechange_mpi.model.errors import ConfigError
+
+    settings = load_config(config, set_).settings.catalog
+    paths = []
+    for pattern in files:
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+        if not found:
+            raise ConfigError(f"--from {pattern}: no such files")
+        paths += [Path(p) for p in found]
+    spec = {k: v for k, v in settings.model_dump().items() if k in ("columns", "angle_unit", "units", "ref_epoch")}
+    options = BuildOptions(order, min_mag, max_mag, mag, spec, chunk_rows,
+                           tuple(k.strip() for k in keep.split(",")) if keep else ())
+    index = build_folder(out, list(dict.fromkeys(paths)), options, typer.echo)
+    typer.echo(f"{out}: {index.rows} stars in {len(index.cells)} cells of order {index.order}")
+
+
+@app.command()
+def show(
+    path: Annotated[str, typer.Argument(help="Catalogue file or folder, or the URL of a service.")],
+    ra: Annotated[float | None, typer.Option("--ra", help="Centre of a cone [deg].")] = None,
+    dec: Annotated[float | None, typer.Option("--dec", min=-90, max=90, help="Centre of a cone [deg].")] = None,
+    radius: Annotated[float, typer.Option("--radius", min=0, help="Radius of the cone [deg].")] = 0.1,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Stars to list, brightest first.")] = 10,
+    check: Annotated[bool, typer.Option("--check", help="Compare every cell with its checksum.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> int:
+    """Show what a catalogue holds, and the stars of a cone."""
+    from seechange_mpi.model.errors import ConfigError
+
+    is_url = path.startswith(("http://", "https://"))
+    if (ra is None) != (dec is None):
+        raise ConfigError("give both --ra and --dec")
+    code = 0
+    if not is_url and Path(path).is_dir():
+        code = _show_folder(Path(path), check)
+    elif check:
+        raise ConfigError("--check is for catalogue folders")
+    elif is_url and ra is None:
+        raise ConfigError("give --ra and --dec to ask a service")
+    if (ra is not None and dec is not None) or not Path(path).is_dir():
+        spec = load_config(config, set_).settings.catalog.model_dump()
+        spec |= {"path": None, "url": path} if is_url else {"path": path, "url": None}
+        _show_stars(spec, (0.0, 0.0, 180.0) if ra is None or dec is None else (ra, dec, radius), rows)
+    return code
+
+
+def _show_folder(folder: Path, check: bool) -> int:
+    from seechange_mpi.io.catalog_folder import damaged_cells, read_index
+
+    index = read_index(folder)
+    low, high = index.limits
+    typer.echo(f"{folder}: {index.rows} stars in {len(index.cells)} cells of HEALPix order {index.order} (nested)")
+    first, last = index.epoch
+    typer.echo(f"  epoch    {first:g}" + (f" to {last:g}" if last > first else ""))
+    typer.echo(f"  limits   {'-' if low is None else low} to {'-' if high is None else high} mag")
+    typer.echo("  columns  " + ", ".join(f"{n} [{u}]" if u else n for n, u in index.columns.items()))
+    typer.echo(f"  built    from {len(index.sources)} files: {', '.join(index.sources[:3])}"
+               + (" …" if len(index.sources) > 3 else ""))
+    if check:
+        problems = damaged_cells(folder)
+        for text in problems:
+            typer.echo(f"  damaged  {text}")
+        typer.echo(f"  checked  {len(index.cells)} cells, {len(problems)} damaged")
+        return 4 if problems else 0
+    return 0
+
+
+def _show_stars(spec: dict[str, object], cone: tuple[float, float, float], rows: int) -> None:
+    import numpy as np
+
+    from seechange_mpi.io.catalog import brightness, read_catalog
+    from seechange_mpi.io.star_file import columns_of
+
+    stars = read_catalog(spec, *cone)
+    typer.echo(f"{len(stars)} stars of {stars.rows_in_file} within {cone[2]:g} deg of {cone[0]:.4f} {cone[1]:+.4f}")
+    columns = columns_of(stars)
+    typer.echo("  columns  " + ", ".join(f"{n} ({stars.columns[n]})" if stars.columns.get(n, n) != n else n
+                                         for n in columns))
+    order = np.argsort(np.nan_to_num(brightness(stars), nan=99.0), kind="stable")[:rows]
+    names = [n for n in columns if n != "ref_epoch"]
+    if len(order):
+        typer.echo("  " + "  ".join(f"{n[:11]:>11}" for n in names))
+    for k in order:
+        typer.echo("  " + "  ".join(f"{columns[n][k]:11.6f}" if n in ("ra", "dec") else f"{columns[n][k]:11.3f}"
+                                    for n in names))
