@@ -22,7 +22,7 @@ from seechange_mpi.io.catalog import ALIASES, CatalogTable, table_to_catalog
 from seechange_mpi.io.catalog_csv import read_csv_chunks
 from seechange_mpi.io.catalog_files import OpenTable, open_table
 from seechange_mpi.io.catalog_folder import INDEX, Cell, FolderIndex, cell_path
-from seechange_mpi.io.star_file import COLUMN_UNITS, columns_of, write_star_file
+from seechange_mpi.io.star_file import COLUMN_UNITS, columns_of, star_file_bytes
 from seechange_mpi.model.errors import BadInput, ConfigError
 
 DEFAULT_ORDER = 5
@@ -229,15 +229,16 @@ def _finish(work: Path, journal: _Journal, options: BuildOptions, names: list[st
     for pixel in sorted(journal.sizes):
         rows = np.fromfile(journal.spool / f"{pixel}.bin", kind)
         path = cell_path(work, pixel)
-        write_star_file(path, {c: rows[c] for c in journal.columns},
-                        {"HPXORDER": options.order, "HPXPIXEL": pixel, "HPXNEST": True})
-        with path.open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        index.cells[pixel] = Cell(len(rows), path.stat().st_size, digest)
+        content = star_file_bytes({c: rows[c] for c in journal.columns},
+                                  {"HPXORDER": options.order, "HPXPIXEL": pixel, "HPXNEST": True})
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        index.cells[pixel] = Cell(len(rows), len(content), hashlib.sha256(content).hexdigest())
         index.rows += len(rows)
     if index.rows == 0:
         raise BadInput(names[0], "stars for the catalogue", "some within the magnitude limits", "none")
     (work / INDEX).write_text(index.text())
+    os.sync()
     shutil.rmtree(journal.spool)
     journal.path.unlink()
     return index

@@ -43,7 +43,7 @@ def content_digest(stars: CatalogTable) -> str:
     return digest.hexdigest()[:16]
 
 
-def publish_file(path: Path, write: Callable[[Path], None]) -> None:
+def publish_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, sync it, and rename it.
 
     Raises
@@ -69,16 +69,38 @@ def publish_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_star_file(path: Path, columns: Mapping[str, npt.NDArray[Any]], cards: Mapping[str, Any]) -> None:
-    """Write columns as a FITS table, sorted by declination; ra and dec keep 64 bits, the rest its own type."""
+    """Write columns as a FITS table, sorted by declination, each in its own type; durable and atomic.
+
+    Raises
+    ------
+    TransientError
+        It cannot be written.
+    """
+    content = star_file_bytes(columns, cards)
+    publish_file(path, lambda draft: draft.write_bytes(content))
+
+
+def star_file_bytes(columns: Mapping[str, npt.NDArray[Any]], cards: Mapping[str, Any]) -> bytes:
+    """Return the content of a file of stars."""
     from astropy.io import fits
 
     order = np.lexsort((columns["ra"], columns["dec"]))
-    table = fits.BinTableHDU.from_columns([
-        fits.Column(name, "D" if v.dtype.itemsize == 8 else "E", unit=COLUMN_UNITS.get(name, "mag") or None,
-                    array=v[order]) for name, v in columns.items()], name="STARS")
+    rows = np.empty(len(order), [(n, ">f8" if v.dtype.itemsize == 8 else ">f4") for n, v in columns.items()])
+    for name, values in columns.items():
+        rows[name] = values[order]
+    header = fits.Header([("XTENSION", "BINTABLE"), ("BITPIX", 8), ("NAXIS", 2), ("NAXIS1", rows.dtype.itemsize),
+                          ("NAXIS2", len(rows)), ("PCOUNT", 0), ("GCOUNT", 1), ("TFIELDS", len(columns))])
+    for k, name in enumerate(columns, 1):
+        header[f"TTYPE{k}"] = name
+        header[f"TFORM{k}"] = "D" if rows.dtype[name].itemsize == 8 else "E"
+        if COLUMN_UNITS.get(name, "mag"):
+            header[f"TUNIT{k}"] = COLUMN_UNITS.get(name, "mag")
+    header["EXTNAME"] = "STARS"
     for key, value in cards.items():
-        table.header[key] = value
-    publish_file(path, lambda draft: fits.HDUList([fits.PrimaryHDU(), table]).writeto(draft, overwrite=True))
+        header[key] = value
+    primary = fits.PrimaryHDU().header.tostring().encode()
+    body = rows.tobytes()
+    return bytes(primary + header.tostring().encode() + body + bytes(-len(body) % 2880))
 
 
 def read_star_file(path: Path, cone: tuple[float, float, float] | None = None) -> tuple[CatalogTable, dict[str, Any]]:

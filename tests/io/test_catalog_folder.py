@@ -15,7 +15,7 @@ from seechange_mpi.io.star_file import content_digest
 from seechange_mpi.model.errors import BadInput, ConfigError
 from seechange_mpi.pipeline.wcs_tools import separation_deg
 
-CONES = [(0.05, 3.0, 4.0), (210.0, 88.0, 5.0), (33.0, -90.0, 3.0), (100.0, 45.0, 0.5), (10.0, 0.0, 180.0)]
+CONES = [(0.05, 3.0, 14.0), (210.0, 88.0, 8.0), (33.0, -90.0, 9.0), (100.0, 45.0, 3.0), (10.0, 0.0, 180.0)]
 
 
 def gaia_text(table, extra=True):
@@ -55,7 +55,7 @@ def files(sky, tmp_path):
 
 
 def test_cones_are_those_of_the_files(sky, files, tmp_path):
-    index = build_folder(tmp_path / "out", files, BuildOptions(order=2, max_mag=20.0, chunk_rows=1000))
+    index = build_folder(tmp_path / "out", files, BuildOptions(order=1, max_mag=20.0, chunk_rows=1000))
     kept = sky[sky["phot_g_mean_mag"] <= 20.0]
     assert index.rows == len(kept)
     assert index.columns["pmra_error"] == "mas/yr"
@@ -76,19 +76,19 @@ def test_cones_are_those_of_the_files(sky, files, tmp_path):
 
 def test_only_the_cells_of_the_cone_are_opened(files, tmp_path):
     out = tmp_path / "out"
-    build_folder(out, files, BuildOptions(order=3))
-    wanted = set(cells_in_cone(3, 100.0, 45.0, 0.5).tolist())
+    build_folder(out, files, BuildOptions(order=2))
+    wanted = set(cells_in_cone(2, 100.0, 45.0, 3.0).tolist())
     assert len(wanted) < 6
     for pixel in read_index(out).cells:
         if pixel not in wanted:
             cell_path(out, pixel).unlink()
-    assert len(read_catalog({"path": out}, 100.0, 45.0, 0.5)) >= 0
+    assert len(read_catalog({"path": out}, 100.0, 45.0, 3.0)) > 0
     with pytest.raises(BadInput, match=r"cell \d+ of the catalogue.*found none"):
-        read_catalog({"path": out}, 280.0, 45.0, 8.0)
+        read_catalog({"path": out}, 280.0, 45.0, 12.0)
 
 
 def test_an_interrupted_build_goes_on_and_gives_the_same(files, tmp_path, monkeypatch):
-    options = BuildOptions(order=2, chunk_rows=1000)
+    options = BuildOptions(order=1, chunk_rows=1000)
     whole = build_folder(tmp_path / "whole", files, options)
     calls = []
     real = catalog_build._spool_file
