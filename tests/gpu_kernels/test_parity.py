@@ -20,6 +20,7 @@ from kernel_truth import add_stars, grid_positions, stamp
 from seechange_mpi import gpu_kernels
 from seechange_mpi.gpu_kernels.alard_lupton import solve_alard_lupton
 from seechange_mpi.gpu_kernels.background import fit_background, fit_mesh, render_mesh, source_mask
+from seechange_mpi.gpu_kernels.combine import combine_clipped
 from seechange_mpi.gpu_kernels.convolve import convolve_direct, convolve_fft, convolve_variance, convolve_varying
 from seechange_mpi.gpu_kernels.cosmicray import detect_cosmics
 from seechange_mpi.gpu_kernels.detect import find_peaks, value_at_peaks
@@ -99,6 +100,18 @@ def pair() -> dict[str, Any]:
             "psf_ref": stamp(15, 2.6).astype(np.float32), "noise_new": SKY, "noise_ref": SKY, "flux_new": 0.9,
             "variance_new": new["variance"], "variance_ref": ref["variance"], "sigma_x": 0.1, "sigma_y": 0.05,
             "mask": mask}
+
+
+def calibration_stack() -> dict[str, Any]:
+    """Arguments of a combination: outliers, masked and NaN values, a model of the noise."""
+    rng = np.random.default_rng(8)
+    stack = rng.normal(5, 2, (9, 40, 50)).astype(np.float32)
+    stack[rng.random(stack.shape) < 0.01] += 500
+    stack[2, 7, 9] = np.nan
+    mask = rng.random(stack.shape) < 0.05
+    mask[:, 0, 0] = True
+    return {"stack": stack, "mask": mask, "read_variance": np.full((9, 1, 1), 4, np.float32), "poisson": 0.01,
+            "weights": np.linspace(1, 2, 9).astype(np.float32)}
 
 
 def same_stars() -> dict[str, Any]:
@@ -316,15 +329,20 @@ TABLE = [
     Entry("cut_stamps", lambda: {"image": star_field()["data"], "x": np.array([-3, 0, 80, 169]),
                                  "y": np.array([5, 150, 60, 149]), "size": 9}, cut_stamps, 0),
     Entry("clipped", lambda: {"values": star_field()["data"], "mask": star_field()["mask"]}, clipped, 1e-6),
+    Entry("combine_clipped", lambda: calibration_stack(), combine_clipped, 1e-4,
+          per_output={"chi2": 1e-3, "half_difference": 1e-4}),
+    Entry("combine_clipped without a model", lambda: {"stack": calibration_stack()["stack"], "n_sigma": 4.0},
+          combine_clipped, 1e-4, per_output={"chi2": 1e-3}),
     Entry("mad_std", lambda: {"values": star_field()["data"]}, mad_std, 1e-5),
 ]
 
 PARTS = {
-    "laplacian", "mapping_grid", "polynomial_terms", "shift_matrices", "shifted", "shifted_with_slopes", "local_stamps",
-    "fwhm_of", "stamp_index", "take_stamps", "truncated_variance", "subtract", "matched_filter", "reach", "psf_stamp",
-    "default_basis", "fit_direction", "part_of", "signal_to_noise", "spread_order", "basis_functions",
-    "flux_constant_transform", "convolve_basis", "usable", "bad_pixels", "cut", "background_columns", "sky",
-    "find_regions", "whole_frame", "spread_model", "line_sums", "strongest_lines", "cut_strip"}
+    "laplacian", "mad_factor", "expected_loss", "mapping_grid", "polynomial_terms", "shift_matrices", "shifted",
+    "shifted_with_slopes", "local_stamps", "fwhm_of", "stamp_index", "take_stamps", "truncated_variance", "subtract",
+    "matched_filter", "reach", "psf_stamp", "default_basis", "fit_direction", "part_of", "signal_to_noise",
+    "spread_order", "basis_functions", "flux_constant_transform", "convolve_basis", "usable", "bad_pixels", "cut",
+    "background_columns", "sky", "find_regions", "whole_frame", "spread_model", "line_sums",
+    "strongest_lines", "cut_strip"}
 """Public functions that only work inside kernels of the table."""
 
 
