@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from seechange_mpi.config.calibration import CalibrationSettings, CalibratorSettings
 from seechange_mpi.config.parameters import Parameters, par
 
 STEP_SECTIONS: tuple[str, ...] = (
@@ -115,6 +116,8 @@ class Settings(Parameters):
     database: DatabaseSettings = par(DatabaseSettings(), "database", critical=False)
     camera: CameraSettings = par(CameraSettings(), "camera", critical=False)
     catalog: CatalogSettings = par(CatalogSettings(), "catalog", critical=False)
+    calibrators: CalibratorSettings = par(CalibratorSettings(), "calibrators", critical=False)
+    calibration: CalibrationSettings = par(CalibrationSettings(), "calibration", critical=False)
     references: ReferenceSettings = par(ReferenceSettings(), "references", critical=False)
     objects: ObjectSettings = par(ObjectSettings(), "objects", critical=False)
     queue: QueueSettings = par(QueueSettings(), "queue", critical=False)

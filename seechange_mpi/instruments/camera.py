@@ -136,7 +136,7 @@ class Photometry(_Model):
 CALIBRATION_KINDS = ("bias", "dark", "linearity", "crosstalk", "flat", "flat_dome", "flat_twilight", "flat_sky",
                      "illumination", "fringe", "badpixels")
 
-HEADER_QUANTITIES = ("mjd", "exp_time", "filter", "ra", "dec", "airmass", "project", "target")
+HEADER_QUANTITIES = ("mjd", "exp_time", "filter", "ra", "dec", "airmass", "project", "target", "obstype")
 
 
 class Camera(_Model):

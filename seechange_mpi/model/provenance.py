@@ -18,6 +18,7 @@ from uuid import UUID
 
 CODE_VERSIONS: dict[str, str] = {
     "acquire_exposure": "0.1.0",
+    "calibration": "0.1.0",
     "preprocessing": "0.1.1",
     "extraction": "0.1.0",
     "referencing": "0.1.0",
