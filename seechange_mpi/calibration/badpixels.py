@@ -150,7 +150,7 @@ def _from_biases(search: _Search) -> None:
     with inputs:
         search.keep(inputs)
         n = len(inputs.members)
-        done = combined(inputs, np.ones(n), search.pars)
+        done = combined(inputs, np.ones(n), search.pars, exposed=False)
         search.mark(hot_pixels(done.mean, search.pars.hot_sigma, both_signs=True), HOT)
         if n >= _UNSTABLE_INPUTS:
             search.mark(done.chi2 > 1 + search.pars.hot_sigma * math.sqrt(2 / (n - 1)), UNSTABLE)

@@ -40,8 +40,8 @@ def hot_pixels(frame: F32, n_sigma: float, *, both_signs: bool = False) -> Mask:
     return np.asarray((np.abs(excess) if both_signs else excess) > limit) | ~np.isfinite(frame)
 
 
-def non_linear(faint: F32, bright: F32, dead: Mask, noise: float, tolerance: float, column_tolerance: float, n_sigma: float,
-               channels: Sequence[Channel]) -> Mask:
+def non_linear(faint: F32, bright: F32, dead: Mask, noise: float, tolerance: float, column_tolerance: float,
+               n_sigma: float, channels: Sequence[Channel]) -> Mask:
     """Pixels, and columns of amplifiers, whose response changes between faint and bright flats.
 
     Parameters

@@ -37,7 +37,7 @@ def make_bias(task: CalibrationTask, frames: Mapping[str, F32]) -> Made:
     with _loaded(task, frames, (), match_gains=False, mask_saturated=False) as inputs:
         inputs.drop(odd_unexposed(inputs.members, np.ones(len(inputs.members)), pars))
         inputs.require(pars.min_inputs, task.name)
-        done = combined(inputs, np.ones(len(inputs.members)), pars)
+        done = combined(inputs, np.ones(len(inputs.members)), pars, exposed=False)
         quality = _quality(inputs, done, done.mean, 0.0)
         noise = read_noise_electrons(inputs.stack, inputs.indices, inputs.layout.channels)
         quality |= {f"read_noise_{name}": value for name, value in noise.items()}
@@ -132,7 +132,7 @@ def make_fringe(task: CalibrationTask, frames: Mapping[str, F32]) -> Made:
             pattern = np.nan_to_num(done.mean, nan=0.0)
             pattern -= np.float32(_plain_mean(pattern))
         assert pattern is not None
-        quality = _quality(inputs, done, pattern, 0.0)
+        quality = _quality(inputs, done, pattern, _noise_of(task, "flat"))
         quality |= {"level_lowest_adu": float(levels.min()), "level_highest_adu": float(levels.max()),
                     "amplitude": float(np.subtract(*np.percentile(pattern[::2, ::2], [97.5, 2.5])) / 2)}
         return made_of(pattern, "", quality, inputs)
@@ -146,10 +146,12 @@ def _loaded(task: CalibrationTask, frames: Mapping[str, F32], kinds: tuple[str, 
 
 
 def combined(inputs: Inputs, scales: F64, pars: CalibrationSettings, *, pedestal: float = 0.0,
-              weights: F64 | None = None, flat: F32 | None = None) -> StackMean:
+              weights: F64 | None = None, flat: F32 | None = None, exposed: bool = True) -> StackMean:
     """Combine the members, with the noise that their amplifiers have (over the flat, if they were divided by one)."""
     read, unit = (plane_of(inputs.layout.channels, name, inputs.stack.shape)
                   for name in ("read_variance", "unit_per_electron"))
+    if not exposed:  # what a bias has is no light
+        unit = np.zeros_like(unit)
     if flat is not None:
         response = np.maximum(flat / np.float32(np.nanmedian(flat[::3, ::3])), np.float32(0.05))
         read, unit = read / response**2, unit / response
@@ -158,7 +160,7 @@ def combined(inputs: Inputs, scales: F64, pars: CalibrationSettings, *, pedestal
 
 
 def _quality(inputs: Inputs, done: StackMean, frame: F32, noise_common: float) -> dict[str, float]:
-    """Figures that every frame has; `noise_common` is what the inputs share from the bias that corrected them."""
+    """Figures that every frame has; `noise_common`: of the frames that corrected all inputs."""
     return {"n_inputs": float(len(inputs.members)), "n_rejected": float(len(inputs.rejected)),
             "median": float(np.nanmedian(frame[::2, ::2])), "rms": robust_std(frame),
             "clipped_fraction": done.clipped_fraction, "noise_expected": done.noise_expected,

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 from seechange_mpi.instruments.camera import Camera
@@ -155,3 +155,25 @@ def select(
             good[info.identifier] = info
     ordered = tuple(sorted(good.values(), key=lambda e: (e.mjd, e.identifier)))
     return Selected(ordered, tuple(rejected), others)
+
+
+def mjd_of_text(text: str | None) -> float | None:
+    """Return the mjd of a date, a date and time (UTC), or an mjd; None for None.
+
+    Raises
+    ------
+    ConfigError
+        It is none of these.
+    """
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(f"'{text}': expected a date such as 2026-11-20, 2026-11-20T12:00, or an mjd") from None
+    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    return (time - datetime(1858, 11, 17, tzinfo=UTC)) / timedelta(days=1)

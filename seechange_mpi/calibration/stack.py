@@ -114,7 +114,7 @@ def combine(
     weights : (n,), optional.
     """
     ny, nx = stack.shape
-    if weights is not None:  # the two halves that tell the noise get equal weights
+    if weights is not None:  # halves of equal weight share the noise of the bias equally
         order = np.argsort(weights, kind="stable")
         indices, scales, weights = [indices[k] for k in order], scales[order], weights[order]
     mean, chi2, half = (np.full((ny, nx), np.nan, np.float32) for _ in range(3))

@@ -17,12 +17,12 @@ from seechange_mpi.model.errors import BadInput
 
 QUALITY_CARDS: dict[str, tuple[str, str]] = {
     "n_inputs": ("NINPUT", "inputs combined"), "n_rejected": ("NREJECT", "inputs left out"),
-    "median": ("MEDIAN", "median"), "rms": ("RMS", "scatter of the pixels without outliers"),
-    "clipped_fraction": ("CLIPFRAC", "fraction of values left out as outliers"),
-    "noise_expected": ("NOISEEXP", "noise of a pixel after the noise model"),
-    "noise_measured": ("NOISEMSR", "noise of a pixel, from two halves of the inputs"),
-    "noise": ("NOISE", "the same with the noise of the bias taken off"),
-    "chi2": ("CHI2", "scatter of the inputs over the noise model, squared"),
+    "median": ("MEDIAN", "median"), "rms": ("RMS", "scatter without outliers"),
+    "clipped_fraction": ("CLIPFRAC", "fraction of values left out"),
+    "noise_expected": ("NOISEEXP", "noise of a pixel, after the model"),
+    "noise_measured": ("NOISEMSR", "noise of a pixel, of two halves"),
+    "noise": ("NOISE", "with that of frames used"),
+    "chi2": ("CHI2", "scatter over noise model, squared"),
     "exp_time_total_s": ("EXPTOTAL", "[s] sum of exposure times"),
     "exp_time_shortest_s": ("EXPMIN", "[s]"), "exp_time_longest_s": ("EXPMAX", "[s]"),
     "level_lowest_adu": ("LEVMIN", "[adu] level of the faintest input"),
@@ -31,7 +31,7 @@ QUALITY_CARDS: dict[str, tuple[str, str]] = {
     "nonlinear_fraction": ("NLINFRAC", "fraction of non-linear pixels"),
     "unstable_fraction": ("UNSTFRAC", "fraction of unstable pixels"),
     "bad_fraction": ("BADFRAC", "fraction of bad pixels"),
-    "amplitude": ("AMPLITUD", "half the range of 95 % of the pixels"),
+    "amplitude": ("AMPLITUD", "half the range of 95 percent"),
     "flat_levels": ("FLATLEVS", "levels of flats"),
 }
 """Figure -> FITS keyword and comment; read noise and gain go to RDNOISEn and GAINn."""

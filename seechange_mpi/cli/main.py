@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
 }
 GROUPS: dict[str, str] = {
     "refs": "References: register a processed exposure, list, remove.",
+    "calib": "Calibration frames: make, add, list, show, retire.",
     "queue": "Exposures waiting: add, list, retry, hold, release, why.",
     "catalog": "Star catalogues: build a folder from Gaia's files, show what is there.",
     "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",

@@ -15,6 +15,8 @@ def command(
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same files.")] = 1,
     set_: Annotated[list[str] | None, typer.Option(
         "--set", "-s", metavar="KEY=VALUE", help="Any other parameter, e.g. --set stars_per_sq_deg=20000.")] = None,
+    calibration_night: Annotated[bool, typer.Option(
+        "--calibration-night", help="Also a night of biases, darks, flats and dithered sky, in raw_calib/.")] = False,
     show: Annotated[bool, typer.Option("--show-parameters", help="Print all parameters and stop.")] = False,
 ) -> None:
     """Make raw multi-section exposures with calibration frames, a catalogue and truth tables.
@@ -34,4 +36,10 @@ def command(
         return
     paths = simulate_survey(outdir, pars, typer.echo)
     typer.echo(f"\nwritten to {outdir}: raw/, calib/, catalog.fits, truth/, seechange.yaml")
+    if calibration_night:
+        from seechange_mpi.simulate.calib_night import simulate_night
+
+        simulate_night(outdir, pars, progress=typer.echo)
+        typer.echo(f"written to {outdir}/raw_calib:  seechange-mpi calib make bias --config {paths.config} "
+                   f"{outdir}/raw_calib")
     typer.echo(f"next:  seechange-mpi run --config {paths.config} {outdir}/raw/*.fits")

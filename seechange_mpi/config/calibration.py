@@ -44,7 +44,7 @@ class CalibrationSettings(Parameters):
     max_saturation: float = par(0.9, "brightest flat, as a fraction of the saturation level", gt=0, le=1)
     max_saturated_fraction: float = par(0.02, "largest fraction of saturated pixels of a flat or sky exposure", gt=0,
                                         le=1)
-    source_sigma: float = par(2.0, "sky flats and fringes: significance of a smoothed pixel that counts as source",
+    source_sigma: float = par(3.0, "sky flats and fringes: significance of a smoothed pixel that counts as source",
                               unit="sigma", gt=0)
     source_grow: int = par(10, "growth of the masks of sources", unit="pix", ge=0)
     fringe_box: int = par(192, "mesh of the sky background under fringes; wider than the fringes", unit="pix", ge=32)

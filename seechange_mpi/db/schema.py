@@ -295,6 +295,37 @@ refs = Table(
     Index("ix_refs_lookup", "refset_id", "instrument", "filter"),
 )
 
+data_files = Table(
+    "data_files",
+    metadata,
+    _id(),
+    _provenance(),
+    Column("filepath", Text, nullable=False, unique=True),
+    Column("sha256", Text, nullable=False),
+    *_times(),
+)
+
+calibrator_files = Table(
+    "calibrator_files",
+    metadata,
+    _id(),
+    Column("type", Text, nullable=False, index=True),
+    Column("calibrator_set", Text, nullable=False, index=True),
+    Column("flat_type", Text),
+    Column("instrument", Text, nullable=False),
+    Column("sensor_section", Text, nullable=False),
+    Column("filter", Text),
+    _to("images", "image_id", nullable=True),
+    _to("data_files", "datafile_id", nullable=True),
+    Column("validity_start", DateTime(timezone=True), index=True),
+    Column("validity_end", DateTime(timezone=True), index=True),
+    Column("info", JSONB, nullable=False, server_default="{}"),
+    *_times(),
+    CheckConstraint("calibrator_set IN ('externally_supplied', 'general', 'nightly')", name="calibrator_set"),
+    CheckConstraint("num_nonnulls(image_id, datafile_id) = 1", name="one_file"),
+    Index("ix_calibrator_files_lookup", "instrument", "sensor_section", "type"),
+)
+
 image_subtraction_components = Table(
     "image_subtraction_components",
     metadata,

@@ -44,8 +44,8 @@ class Combined(NamedTuple):
     variance: Array
     """float32, variance that the mean should have after the noise model (without one: after the scatter)."""
     half_difference: Array
-    """float32, half the difference of the means of even and odd inputs: the noise of `mean`, measured (for equal
-    weights; NaN where a half is empty)."""
+    """float32, difference of the means of even and odd inputs, scaled (to a half, for halves of one variance) to the
+    noise of `mean`: that noise, measured; NaN where a half is empty."""
     chi2: Array
     """float32, squared deviations of the kept values over their variance, per degree of freedom (0 of one value)."""
     kept: Array
@@ -166,14 +166,29 @@ def _describe(values: Array, centre: Array, kept: Array, count: Array, w: Array,
     w2 = xp.sum(xp.where(kept, w * w * each, xp.float32(0)), axis=0, dtype=xp.float64)
     squares = xp.where(kept, deviation * deviation / xp.maximum(each, xp.float32(1e-30)), xp.float32(0))
     chi2 = xp.sum(squares, axis=0, dtype=xp.float64) / xp.maximum(number - 1, 1)
-    even, odd = (_mean(deviation[k::2], kept[k::2], w[k::2]) if values.shape[0] > k else
-                 xp.full(centre.shape, xp.nan, xp.float32) for k in (0, 1))
 
     def only(plane: Array) -> Array:
         return xp.where(some, plane, xp.nan).astype(xp.float32)
 
-    return Combined(only(centre), only(w2 / total**2), only(xp.float32(0.5) * (even - odd)), only(chi2),
+    return Combined(only(centre), only(w2 / total**2), only(_half_difference(deviation, kept, w, each)), only(chi2),
                     number.astype(xp.uint16), (count - number).astype(xp.uint16))
+
+
+def _half_difference(deviation: Array, kept: Array, w: Array, each: Any) -> Array:
+    """Difference of the means of even and odd inputs, scaled to the noise of the mean of all."""
+    xp = get_xp(deviation)
+    if deviation.shape[0] < 2:
+        return xp.full(deviation.shape[1:], xp.nan, xp.float32)
+    squares = xp.broadcast_to(w * w * each, deviation.shape)
+    means, totals, sums = [], [], []
+    for k in (0, 1):
+        part, some = kept[k::2], w[k::2]
+        means.append(_mean(deviation[k::2], part, some))
+        totals.append(xp.sum(xp.where(part, some, xp.float32(0)), axis=0, dtype=xp.float64))
+        sums.append(xp.sum(xp.where(part, squares[k::2], xp.float32(0)), axis=0, dtype=xp.float64))
+    a, b = (xp.maximum(t, 1e-30) for t in totals)
+    apart = xp.maximum(sums[0] / a**2 + sums[1] / b**2, 1e-300)
+    return (means[0] - means[1]) * xp.sqrt((sums[0] + sums[1]) / (a + b) ** 2 / apart)
 
 
 def expected_loss(n_sigma: float) -> float:

@@ -14,8 +14,8 @@ FILTER_KINDS: tuple[str, ...] = ("flat", "fringe", "illumination")
 """Kinds that belong to one filter."""
 SETS: tuple[str, ...] = ("nightly", "general", "externally_supplied")
 """Sets of frames, the most specific first."""
-FLAT_TYPES: tuple[str, ...] = ("dome", "twilight", "sky", "externally_supplied")
-"""Where the light of a flat came from."""
+FLAT_TYPES: tuple[str, ...] = ("sky", "twilight", "dome", "externally_supplied")
+"""Where the light of a flat came from, the preferred one first."""
 
 DEAD, HOT, NON_LINEAR, UNSTABLE = 1, 2, 4, 8
 """Bits of a badpixels frame; every one makes the pixel bad."""

@@ -167,19 +167,19 @@ class Coordinator:
         footprints = section_footprints(exposure, camera)
         references = self._references(exposure, camera, filters, footprints)
         catalog = exposure_catalog(self.catalog, footprints, self.config, self.pipeline)
+        frames = self._calibration(exposure, camera, filters)
         shards = shard_folder(self.config.bundles, exposure.identifier)
         found = scan_shards(shards)
         relative = self.pipeline.photcalibrator.pars.method == "relative"
         last = min(self.options.last_step, claim.through_step or STEPS[-1], key=STEPS.index)
         prepared = Prepared(exposure, camera, {}, {}, {}, {}, list(found.problems))
-        settings, kinds = self.pipeline.settings(), self.pipeline.preprocessor.kinds
+        settings = self.pipeline.settings()
         for section in sections:
             link = references.get(section)
             tree = make_tree(self.pipeline, camera, exposure, link.provenance_ids if link else None,
                              exposure.overrides)
             prepared.records.update({r.id: r for r in tree.values()})
-            paths = camera.calibration_paths(section, filters[section], self.config.settings.paths.calibration)
-            calibration = {k: v for k, v in paths.items() if k in kinds}
+            calibration = frames[section]
             inputs = identify(calibration, catalog, link, relative_zero_point=relative)
             ids = {p: r.id for p, r in tree.items()}
             reachable = last if link else min(last, "photocal", key=STEPS.index)
@@ -208,6 +208,17 @@ class Coordinator:
                 conn, footprints, instrument=camera.name, filters=filters, refset=chosen.refset,
                 min_overlap=chosen.min_overlap, any_filter=self.pipeline.subtractor.pars.allow_other_filter,
                 exclude=exposure.identifier)
+
+    def _calibration(self, exposure: ExposureInfo, camera: Camera, filters: dict[str, str]
+                     ) -> dict[str, dict[str, str]]:
+        """Section -> kind -> path of its calibration frames."""
+        from seechange_mpi.db.calibrators import choose_frames
+
+        chosen = self.config.settings.calibrators
+        with self.opened() as conn:
+            return choose_frames(conn, camera, exposure, filters, self.config.settings.paths.calibration,
+                                 source=chosen.source, sets=chosen.set, flat_types=chosen.flat_types,
+                                 kinds=sorted(self.pipeline.preprocessor.kinds))
 
     def _compute(self, prepared: Prepared, result: ExposureResult) -> None:
         todo = [prepared.tasks[s] for s, p in prepared.plans.items() if not p.complete]

@@ -127,3 +127,14 @@ def test_inputs_that_cannot_be_combined():
         combine_clipped(stack, mask=np.zeros((2, 2), bool))
     with pytest.raises(ValueError, match="n_sigma must be positive"):
         combine_clipped(stack, n_sigma=0)
+
+
+def test_half_difference_holds_for_uneven_halves():
+    n = 9
+    rng = np.random.default_rng(6)
+    stack = noise_of(n)
+    mask = rng.random(stack.shape) < 0.3
+    weights = np.array([1, 5, 1, 5, 1, 5, 1, 5, 1], np.float32)
+    done = combine_clipped(stack, read_variance=np.float32(16), mask=mask, weights=weights)
+    measured = np.nanmean(done.half_difference**2 / done.variance)
+    assert measured == pytest.approx(1.0, abs=0.04)
