@@ -38,9 +38,11 @@ def info(
     band = e.filter or "(by section)"
     typer.echo(f"{e.identifier}: {e.instrument}, filter {band}, mjd {e.mjd:.5f}, {e.exp_time_s:g} s")
     typer.echo(f"written {b.created} by version {b.code_version}\n")
-    rows = [["section", "status", 'FWHM "', "zero pt", "lim mag", "astro mas", "sources", "det", "meas", "good"]]
+    rows = [["section", "status", 'FWHM "', "zero pt", "lim mag", "astro mas", "sources", "det", "meas", "good",
+             "badness"]]
     rows += [[s.section_id, s.status, _show(s.fwhm_arcsec, 2), _show(s.zp, 3), _show(s.lim_mag, 2),
-              _show(s.astro_rms_mas, 0), str(s.n_sources), str(s.n_detections), str(s.n_measurements), str(s.n_good)]
+              _show(s.astro_rms_mas, 0), str(s.n_sources), str(s.n_detections), str(s.n_measurements), str(s.n_good),
+              s.badness or "-"]
              for s in sections]
     widths = [max(len(r[k]) for r in rows) for k in range(len(rows[0]))]
     for r in rows:
@@ -60,7 +62,7 @@ def _show(value: float, digits: int) -> str:
 
 def _figures(s: SectionSummary) -> dict[str, object]:
     keys = ("status", "message", "filter", "fwhm_arcsec", "zp", "dzp", "zp_method", "lim_mag", "astro_rms_mas",
-            "n_sources", "n_detections", "n_measurements", "n_good")
+            "n_sources", "n_detections", "n_measurements", "n_good", "badness", "bitflag")
     values = {k: getattr(s, k) for k in keys}
     return {k: (v if not isinstance(v, float) or math.isfinite(v) else None) for k, v in values.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,6 +55,7 @@ def status(config: ConfigOption = None, set_: SetOption = None) -> None:
     from seechange_mpi.config.resolve import redact
     from seechange_mpi.db.engine import session
     from seechange_mpi.db.migrate import current
+    from seechange_mpi.model.flags import badness_words
 
     resolved = load_config(config, set_)
     with session(resolved) as conn:
@@ -64,6 +65,10 @@ def status(config: ConfigOption = None, set_: SetOption = None) -> None:
         for name in ("exposures", "images", "refs", "detections", "measurements", "objects", "deepscores", "reports"):
             row = conn.execute(f"SELECT count(*) FROM {name}").fetchone()
             typer.echo(f"  {name:<14}{row[0] if row else 0:>10}")
+        bad: list[Any] = conn.execute("SELECT bit, count(*) FROM reports, generate_series(0, 62) bit "
+                           "WHERE _bitflag & (1::bigint << bit) <> 0 GROUP BY bit ORDER BY bit").fetchall()
+        for bit, n in bad:
+            typer.echo(f"  sections with {badness_words(1 << int(bit))}: {n}")
         for state, n in conn.execute("SELECT state, count(*) FROM knownexposures GROUP BY state ORDER BY state"):
             typer.echo(f"  queue {state:<8}{n:>10}")
 

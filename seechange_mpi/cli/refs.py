@@ -47,6 +47,7 @@ def list_(config: ConfigOption = None, set_: SetOption = None) -> None:
     """List all references."""
     from seechange_mpi.db.engine import session
     from seechange_mpi.db.references import list_references
+    from seechange_mpi.model.flags import badness_words
     from seechange_mpi.mpi.summary import format_table
 
     with session(load_config(config, set_)) as conn:
@@ -54,8 +55,10 @@ def list_(config: ConfigOption = None, set_: SetOption = None) -> None:
     if not rows:
         typer.echo("there are no references: process an exposure, then seechange-mpi refs add EXPOSURE")
         return
-    typer.echo(format_table(["refset", "exposure", "camera", "filter", "section", "FWHM \"", "zero pt", "lim mag"],
-                            [[str(v) if isinstance(v, str) else f"{v:.2f}" for v in r] for r in rows]))
+    typer.echo(format_table(["refset", "exposure", "camera", "filter", "section", "FWHM \"", "zero pt", "lim mag",
+                             "badness"],
+                            [[str(v) if isinstance(v, str) else f"{v:.2f}" for v in r[:-1]]
+                             + [badness_words(r[-1]) or "-"] for r in rows]))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.linking import unit_vectors
 from seechange_mpi.db.provenance import store_provenances
 from seechange_mpi.model.errors import ConfigError
+from seechange_mpi.model.flags import Badness
 from seechange_mpi.model.ids import stable_id
 from seechange_mpi.model.provenance import make_record
 from seechange_mpi.model.task import ReferenceLink
@@ -38,7 +39,8 @@ def add_reference(
     with conn.transaction():
         rows: list[Any] = conn.execute(
             "SELECT DISTINCT ON (i.section_id) i.section_id, i._id, z._id, z.provenance_id, i.provenance_id, "
-            "i.instrument, i.filter, i.filepath FROM images i JOIN exposures e ON i.exposure_id = e._id "
+            "i.instrument, i.filter, i.filepath, z._bitflag | z._upstream_bitflag "
+            "FROM images i JOIN exposures e ON i.exposure_id = e._id "
             "JOIN source_lists s ON s.image_id = i._id JOIN world_coordinates w ON w.sources_id = s._id "
             "JOIN zero_points z ON z.wcs_id = w._id WHERE e.origin_identifier = %(name)s AND NOT i.is_sub "
             "AND (%(only)s::text[] IS NULL OR i.section_id = ANY(%(only)s)) ORDER BY i.section_id, z.created_at DESC",
@@ -57,7 +59,7 @@ def add_reference(
         refset_id = stable_id("refset", refset)
         insert_rows(conn, "refsets", [{"_id": refset_id, "name": refset}])
         new = []
-        for section, image_id, zp_id, extraction, preprocessing, instrument, band, path in rows:
+        for section, image_id, zp_id, extraction, preprocessing, instrument, band, path, bits in rows:
             record = make_record("referencing", {"refset": refset}, [preprocessing, extraction])
             store_provenances(conn, [record])
             done = insert_rows(
@@ -74,6 +76,8 @@ def add_reference(
                         "filter": band,
                         "section_id": section,
                         "filepath": path,
+                        "_bitflag": int(Badness.REF_BAD) if bits else 0,
+                        "_upstream_bitflag": bits,
                     }
                 ],
             )
@@ -94,11 +98,12 @@ def remove_reference(conn: Connection, identifier: str, refset: str = "default")
 
 
 def list_references(conn: Connection) -> list[tuple[Any, ...]]:
-    """Return (refset, exposure, instrument, filter, section, fwhm, zero point, limit) of all references."""
+    """Return (refset, exposure, instrument, filter, section, fwhm, zero point, limit, bits) of all references."""
     return list(
         conn.execute(
             "SELECT s.name, e.origin_identifier, r.instrument, r.filter, r.section_id, i.fwhm_estimate, "
-            "i.zero_point_estimate, i.lim_mag_estimate FROM refs r JOIN refsets s ON r.refset_id = s._id "
+            "i.zero_point_estimate, i.lim_mag_estimate, r._bitflag | r._upstream_bitflag "
+            "FROM refs r JOIN refsets s ON r.refset_id = s._id "
             "JOIN images i ON r.image_id = i._id JOIN exposures e ON i.exposure_id = e._id "
             "ORDER BY s.name, e.mjd, e.origin_identifier, r.section_id"
         ).fetchall()

@@ -14,7 +14,7 @@ from seechange_mpi.db.linking import healpix
 from seechange_mpi.io.bundle import BundleInfo
 from seechange_mpi.model.flags import PRODUCT_BITS, STEP_BITS
 from seechange_mpi.model.ids import stable_id
-from seechange_mpi.model.products import StoredSection
+from seechange_mpi.model.products import Judged, StoredSection, badness
 from seechange_mpi.model.tables import MEASUREMENTS
 from seechange_mpi.model.task import STEPS
 
@@ -110,6 +110,13 @@ def _ids(info: BundleInfo, s: StoredSection) -> dict[str, UUID]:
     }
 
 
+def _bits(product: Judged | None) -> dict[str, int]:
+    """The two badness columns of a product."""
+    if product is None:
+        return {"_bitflag": 0, "_upstream_bitflag": 0}
+    return {"_bitflag": product.bitflag, "_upstream_bitflag": product.upstream_bitflag}
+
+
 def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
     """Rows up to the zero point; None unless the section got that far."""
     p = s.products
@@ -136,7 +143,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         "bkg_rms_estimate": p.background.noise,
         "info": "{}",
     } | _corners(p.wcs.header, s.shape)
-    part.add("images", _id=ids["image"], is_sub=False, provenance_id=prov["preprocessing"], **common)
+    part.add("images", _id=ids["image"], is_sub=False, provenance_id=prov["preprocessing"], **common, **_bits(p.image))
     extraction = prov["extraction"]
     part.add(
         "source_lists",
@@ -146,6 +153,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         filepath=path,
         num_sources=len(p.sources.table),
         aper_rads=list(p.sources.aper_radii),
+        **_bits(p.sources),
     )
     part.add(
         "psfs",
@@ -154,9 +162,15 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         fwhm_pixels=p.psf.fwhm_pixels,
         n_stars=p.psf.n_stars,
         chi2=p.psf.chi2,
+        **_bits(p.psf),
     )
     part.add(
-        "backgrounds", _id=ids["bg"], sources_id=ids["sources"], value=p.background.value, noise=p.background.noise
+        "backgrounds",
+        _id=ids["bg"],
+        sources_id=ids["sources"],
+        value=p.background.value,
+        noise=p.background.noise,
+        **_bits(p.background),
     )
     part.add(
         "world_coordinates",
@@ -167,6 +181,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         n_matched=p.wcs.n_matched,
         rms_mas=p.wcs.rms_mas,
         header=p.wcs.header,
+        **_bits(p.wcs),
     )
     part.add(
         "zero_points",
@@ -180,6 +195,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         lim_mag=p.zp.lim_mag,
         aper_cor_radii=list(p.zp.aper_cor_radii),
         aper_cors=list(p.zp.aper_cors),
+        **_bits(p.zp),
     )
     return part
 
@@ -204,7 +220,7 @@ def sub_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         "is_sub": True,
         "provenance_id": prov["subtraction"],
         "info": json.dumps({"method": p.sub.method, "metrics": p.sub.metrics}, sort_keys=True),
-    }
+    } | _bits(p.sub)
     part.add("images", **sub)
     part.add(
         "image_subtraction_components",
@@ -218,9 +234,15 @@ def sub_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         image_id=ids["sub"],
         provenance_id=prov["detection"],
         num_detections=len(p.detections.table),
+        **_bits(p.detections),
     )
     part.add(
-        "cutouts", _id=ids["cutouts"], detections_id=ids["detections"], provenance_id=prov["cutting"], filepath=path
+        "cutouts",
+        _id=ids["cutouts"],
+        detections_id=ids["detections"],
+        provenance_id=prov["cutting"],
+        filepath=path,
+        **_bits(p.cutouts),
     )
     part.add(
         "measurement_sets",
@@ -228,8 +250,11 @@ def sub_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         cutouts_id=ids["cutouts"],
         provenance_id=prov["measuring"],
         num_measurements=len(p.measurements.table),
+        **_bits(p.measurements),
     )
-    part.measurements = _measurement_rows(ids["measurements"], p.measurements.table)
+    upstream = badness(p.measurements)
+    part.measurements = _measurement_rows(ids["measurements"], p.measurements.table, upstream)
+    bits = dict(zip(p.measurements.table["index_in_sources"], p.measurements.table["bitflag"], strict=True))
     for scores in p.scores:
         set_id = stable_id("scores", ids["measurements"], scores.algorithm, prov["scoring"])
         part.scores.setdefault("deepscore_sets", []).append(
@@ -238,6 +263,7 @@ def sub_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
                 "measurementset_id": ids["measurements"],
                 "provenance_id": prov["scoring"],
                 "algorithm": scores.algorithm,
+                "_upstream_bitflag": upstream,
             }
         )
         part.scores.setdefault("deepscores", []).extend(
@@ -246,13 +272,14 @@ def sub_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
                 "deepscoreset_id": set_id,
                 "index_in_sources": int(r["index_in_sources"]),
                 "score": float(r["score"]),
+                "_upstream_bitflag": upstream | int(bits.get(r["index_in_sources"], 0)),
             }
             for r in scores.table
         )
     return part
 
 
-def _measurement_rows(set_id: UUID, table: np.ndarray) -> list[dict[str, Any]]:
+def _measurement_rows(set_id: UUID, table: np.ndarray, upstream: int) -> list[dict[str, Any]]:
     pixels = healpix(table["ra"], table["dec"]) if len(table) else np.zeros(0, np.int64)
     rows = []
     for k, r in enumerate(table):
@@ -260,6 +287,7 @@ def _measurement_rows(set_id: UUID, table: np.ndarray) -> list[dict[str, Any]]:
             "_id": stable_id("measurement", set_id, int(r["index_in_sources"])),
             "measurementset_id": set_id,
             "healpix": int(pixels[k]),
+            "_upstream_bitflag": upstream,
         }
         for c in MEASUREMENTS:
             value = r[c.name]
@@ -268,7 +296,7 @@ def _measurement_rows(set_id: UUID, table: np.ndarray) -> list[dict[str, Any]]:
             elif isinstance(value, bytes):
                 row[c.name] = value.decode()
             else:
-                row[c.name] = value.item()
+                row["_bitflag" if c.name == "bitflag" else c.name] = value.item()
         rows.append(row)
     return rows
 
@@ -315,5 +343,6 @@ def report_row(info: BundleInfo, s: StoredSection) -> dict[str, Any]:
         "process_memory": json.dumps({x.step: x.rss_mb for x in r.steps}),
         "process_runtime": json.dumps({x.step: x.wall_s for x in r.steps}),
         "progress_steps_bitflag": sum(1 << STEP_BITS[x] for x in done),
+        "_bitflag": r.bitflag,
         "products_exist_bitflag": sum(1 << PRODUCT_BITS[k] for k, v in exist.items() if v is not None),
     }

@@ -441,6 +441,7 @@ reports = Table(
     Column("process_provid", JSONB),
     Column("process_memory", JSONB),
     Column("process_runtime", JSONB),
+    Column("_bitflag", BigInteger, nullable=False, server_default="0", index=True),
     Column("progress_steps_bitflag", BigInteger, nullable=False, server_default="0"),
     Column("products_exist_bitflag", BigInteger, nullable=False, server_default="0"),
     *_times(),

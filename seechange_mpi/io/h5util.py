@@ -51,7 +51,7 @@ def write_table(group: h5py.Group, name: str, table: np.ndarray, columns: tuple[
 
 
 def read_table(dataset: h5py.Dataset, columns: tuple[Column, ...], path: str) -> np.ndarray:
-    """Read a table written by `write_table`.
+    """Read a table written by `write_table`; columns that older files may lack are 0 then.
 
     Raises
     ------
@@ -59,6 +59,14 @@ def read_table(dataset: h5py.Dataset, columns: tuple[Column, ...], path: str) ->
         Its columns are not the expected ones.
     """
     expected = dtype_of(columns)
+    stored = dataset.dtype.names or ()
+    known = tuple(c for c in columns if c.name in stored or not c.optional)
+    if len(known) < len(columns) and dataset.dtype == dtype_of(known):
+        out = np.zeros(dataset.shape, expected)
+        rows = dataset[...]
+        for name in stored:
+            out[name] = rows[name]
+        return out
     if dataset.dtype != expected:
         raise BadInput(path, f"table {dataset.name}", f"columns {expected.names}", f"columns {dataset.dtype.names}")
     return np.asarray(dataset[...])

@@ -18,6 +18,7 @@ from seechange_mpi.model.products import (
     Cutouts,
     Detections,
     Image,
+    Judged,
     Measurements,
     Scores,
     SectionProducts,
@@ -56,14 +57,14 @@ def write_products(g: h5py.Group, p: SectionProducts) -> None:
         write_plane(b, "mesh", p.background.mesh, "ADU")
         write_plane(b, "mesh_rms", p.background.mesh_rms, "ADU")
         set_attrs(b, {"box_size": p.background.box_size, "shape": p.background.shape, "value": p.background.value,
-                      "noise": p.background.noise})
+                      "noise": p.background.noise} | _bits(p.background))
     if p.psf is not None:
         h = g.create_group("psf")
         write_plane(h, "basis", p.psf.basis)
         set_attrs(h, {k: getattr(p.psf, k) for k in PSF.__slots__ if k != "basis"})
     if p.sources is not None:
         write_table(g, "sources", p.sources.table, SOURCES)
-        g["sources"].attrs["aper_radii"] = p.sources.aper_radii
+        set_attrs(g["sources"], {"aper_radii": p.sources.aper_radii} | _bits(p.sources))
     if p.wcs is not None:
         set_attrs(g.create_group("wcs"), asdict(p.wcs))
     if p.zp is not None:
@@ -77,15 +78,28 @@ def write_products(g: h5py.Group, p: SectionProducts) -> None:
                 s[name] = h5py.SoftLink(f"{g.name}/{name}")
     if p.detections is not None:
         write_table(g, "detections", p.detections.table, DETECTIONS)
+        set_attrs(g["detections"], _bits(p.detections))
     if p.cutouts is not None:
         c = g.create_group("cutouts")
         for name in ("new", "ref", "sub"):
             write_plane(c, name, getattr(p.cutouts, name), "ADU")
+        set_attrs(c, _bits(p.cutouts))
     if p.measurements is not None:
         write_table(g, "measurements", p.measurements.table, MEASUREMENTS)
+        set_attrs(g["measurements"], _bits(p.measurements))
     for s in p.scores:
         write_table(g.require_group("scores"), s.algorithm, s.table, SCORES)
         g["scores"][s.algorithm].attrs["info"] = canonical_json(s.info)
+
+
+def _bits(product: Judged) -> dict[str, int]:
+    return {"bitflag": product.bitflag, "upstream_bitflag": product.upstream_bitflag}
+
+
+def _read_bits(product: Judged, attrs: Any) -> None:
+    """Badness bits of a product; files from before they were stored have none."""
+    product.bitflag = int(attrs.get("bitflag", 0))
+    product.upstream_bitflag = int(attrs.get("upstream_bitflag", 0))
 
 
 def _write_image(g: h5py.Group, image: Image) -> None:
@@ -103,7 +117,7 @@ def _write_sub(s: h5py.Group, sub: SubImage) -> None:
         "ref_image": (sub.ref_data, "ADU"), "ref_flags": (sub.ref_flags, ""), "psf": (sub.psf, "")}
     for name, (data, unit) in planes.items():
         write_plane(s, name, data, unit)
-    set_attrs(s, {"zp": sub.zp, "method": sub.method, "metrics": canonical_json(sub.metrics)})
+    set_attrs(s, {"zp": sub.zp, "method": sub.method, "metrics": canonical_json(sub.metrics)} | _bits(sub))
 
 
 def read_products(g: h5py.Group, path: str, *, pixels: bool) -> SectionProducts:
@@ -133,9 +147,18 @@ def read_products(g: h5py.Group, path: str, *, pixels: bool) -> SectionProducts:
         p.detections = Detections(read_table(g["detections"], DETECTIONS, path))
     if "cutouts" in g:
         none = np.zeros((0, 0, 0), np.float32)
-        p.cutouts = Cutouts(*(g["cutouts"][n][...] if pixels else none for n in ("new", "ref", "sub")))
+        new, ref, sub = (g["cutouts"][n][...] if pixels else none for n in ("new", "ref", "sub"))
+        p.cutouts = Cutouts(new, ref, sub)
     if "measurements" in g:
         p.measurements = Measurements(read_table(g["measurements"], MEASUREMENTS, path))
+    image_attrs = g["image_meta"] if "image_meta" in g else g.get("image")
+    for product, place in (
+        (p.image, image_attrs), (p.background, g.get("background")), (p.psf, g.get("psf")),
+        (p.sources, g.get("sources")), (p.wcs, g.get("wcs")), (p.zp, g.get("zeropoint")), (p.sub, g.get("sub")),
+        (p.detections, g.get("detections")), (p.cutouts, g.get("cutouts")), (p.measurements, g.get("measurements")),
+    ):
+        if product is not None and place is not None:
+            _read_bits(product, place.attrs)
     for name in sorted(g["scores"]) if "scores" in g else ():
         d = g["scores"][name]
         p.scores.append(Scores(name, read_table(d, SCORES, path), json.loads(d.attrs["info"])))
@@ -194,7 +217,7 @@ def read_report(g: h5py.Group) -> SectionReport:
                                         "error_traceback", "host", "start_time", "finish_time")}
     return SectionReport(success=bool(a["success"]), warnings=json.loads(get_text(r, "warnings", "[]")),
                          steps=_read_steps(r["steps"]),
-                         rank=int(a["rank"]), **text)
+                         rank=int(a["rank"]), bitflag=int(a.get("bitflag", 0)), **text)
 
 
 def _read_steps(table: h5py.Dataset) -> list[StepRecord]:

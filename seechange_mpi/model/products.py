@@ -3,7 +3,8 @@
 Arrays are [y, x] with pixel centres at integers from 0. ``data``, ``weight`` are float32 in ADU and
 ADU**-2, ``flags`` is uint16 (`PixelFlag`). One effective gain per image: amplifiers are brought to a
 common gain in preprocessing. ``weight`` is the inverse of the *total* variance (sky, read noise and
-sources), 0 where the pixel must not be used.
+sources), 0 where the pixel must not be used. ``bitflag`` holds a product's own `flags.Badness` bits,
+``upstream_bitflag`` those of everything it was made from.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ class Image:
     preproc_bitflag: int = 0
     inputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -160,6 +163,8 @@ class Background:
     shape: tuple[int, int]
     value: float
     noise: float
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -186,6 +191,8 @@ class PSF:
     fwhm_pixels: float
     n_stars: int
     chi2: float
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -195,6 +202,8 @@ class SourceList:
     table: Table
     aper_radii: tuple[float, ...]
     """Aperture radii [pix]; as many as `tables.N_APERTURES`; the last is the 'infinite' one."""
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -231,6 +240,8 @@ class WorldCoordinates:
     """What was wrong with the header's guess: shift of the centre, rotation, factor of the scale."""
     log10_chance: float = float("nan")
     """log10 of how often unrelated lists would give such a solution."""
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -248,6 +259,8 @@ class ZeroPoint:
     aper_cors: tuple[float, ...] = ()
     lim_mag: float = float("nan")
     """5 sigma limiting magnitude for a point source."""
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -296,6 +309,8 @@ class SubImage:
     ref_flags: U16
     method: str
     metrics: dict[str, float] = field(default_factory=dict)
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -303,6 +318,8 @@ class Detections:
     """Detections in a difference image (`tables.DETECTIONS`)."""
 
     table: Table
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -312,6 +329,8 @@ class Cutouts:
     new: F32
     ref: F32
     sub: F32
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -319,6 +338,8 @@ class Measurements:
     """Measurements of detections (`tables.MEASUREMENTS`), kept ones only (see ``is_bad``)."""
 
     table: Table
+    bitflag: int = 0
+    upstream_bitflag: int = 0
 
 
 @dataclass(slots=True)
@@ -328,6 +349,16 @@ class Scores:
     algorithm: str
     table: Table
     info: dict[str, Any] = field(default_factory=dict)
+
+
+Judged = (Image | Background | PSF | SourceList | WorldCoordinates | ZeroPoint | SubImage | Detections | Cutouts
+          | Measurements)
+"""Products that carry badness bits."""
+
+
+def badness(product: Judged | None) -> int:
+    """Return the bits of a product and of everything it was made from; 0 for None."""
+    return 0 if product is None else product.bitflag | product.upstream_bitflag
 
 
 @dataclass(slots=True)

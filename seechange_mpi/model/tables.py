@@ -17,12 +17,13 @@ N_APERTURES = 4
 
 
 class Column(NamedTuple):
-    """One column: name, numpy dtype (with sub-shape), unit, meaning."""
+    """One column: name, numpy dtype (with sub-shape), unit, meaning; older files may lack ``optional`` ones."""
 
     name: str
     dtype: object
     unit: str
     help: str
+    optional: bool = False
 
 
 _APER = ("f4", (N_APERTURES,))
@@ -104,6 +105,7 @@ MEASUREMENTS: tuple[Column, ...] = (
     Column("is_negative", "?", "", "fainter than in the reference"),
     Column("is_bad", "?", "", "fails a threshold; kept for inspection"),
     Column("bad_reasons", "S64", "", "names of the thresholds that failed, comma separated"),
+    Column("bitflag", "i8", "", "badness bits of this measurement alone (flags.Badness)", optional=True),
 )
 
 SCORES: tuple[Column, ...] = (

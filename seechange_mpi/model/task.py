@@ -125,6 +125,8 @@ class SectionReport:
     host: str = ""
     start_time: str = ""
     finish_time: str = ""
+    bitflag: int = 0
+    """Badness bits of all products, and of why the section failed."""
 
 
 @dataclass(slots=True)
@@ -140,6 +142,6 @@ class Outcome:
     """File name (no folder) of the durable shard; empty when nothing could be written."""
     summary: dict[str, float] = field(default_factory=dict)
     """Figures of the closing table: fwhm_arcsec, zp, lim_mag, astro_rms_mas, n_sources,
-    n_detections, n_measurements, n_good, seconds, rss_mb."""
+    n_detections, n_measurements, n_good, bitflag, seconds, rss_mb."""
     is_bug: bool = False
     """The failure was an unforeseen exception (exit code 1)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from seechange_mpi.model.flags import badness_words
 from seechange_mpi.mpi.results import ExposureResult, causes
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -17,7 +18,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 def table_rows(result: ExposureResult) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one exposure's table."""
-    header = ["section", "status", *(c[0] for c in _COLUMNS), "objects", "s", "MB"]
+    header = ["section", "status", *(c[0] for c in _COLUMNS), "objects", "s", "MB", "badness"]
     rows = []
     for section in sorted([*result.outcomes, *result.reused]):
         outcome = result.outcomes.get(section)
@@ -31,7 +32,7 @@ def table_rows(result: ExposureResult) -> tuple[list[str], list[list[str]]]:
         new, old = result.new_objects.get(section, 0), result.objects.get(section, 0)
         objects = f"{new} new, {old} known" if new or old else "-"
         rows.append([section, outcome.status, *cells, objects, f"{outcome.summary.get('seconds', 0):.1f}",
-                     f"{outcome.summary.get('rss_mb', 0):.0f}"])
+                     f"{outcome.summary.get('rss_mb', 0):.0f}", badness_words(outcome.report.bitflag) or "-"])
     return header, rows
 
 

@@ -21,6 +21,7 @@ from seechange_mpi.model.products import (
     Table,
 )
 from seechange_mpi.model.tables import MEASUREMENTS, empty_table
+from seechange_mpi.pipeline.badness import judge_measurements
 from seechange_mpi.pipeline.step import Step
 from seechange_mpi.pipeline.wcs_tools import pixel_to_sky, sky_to_pixel
 
@@ -85,7 +86,10 @@ class Measurer(Step[MeasuringParameters]):
         ratio = _on_star(table, new.sources.table, reference, new.wcs.header, new.psf.fwhm_pixels,
                          sub.metrics.get("flux_ratio", 1.0))
         self._judge(table, d, ratio, fwhm)
-        return Measurements(table)
+        out = Measurements(table)
+        moved = np.hypot(table["x"] - d["x"], table["y"] - d["y"]) >= self.pars.bad_thresholds.detection_dist
+        judge_measurements(out, sub, fwhm, np.asarray(moved))
+        return out
 
     def _photometry(self, table: Table, sub: SubImage, variance: npt.NDArray[np.float32],
                     mask: npt.NDArray[np.bool_], d: Table, radii: tuple[float, ...], fwhm: float) -> None:

@@ -23,6 +23,7 @@ from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.flags import Correction, PixelFlag
 from seechange_mpi.model.products import F32, Image, RawSection
 from seechange_mpi.pipeline import corrections
+from seechange_mpi.pipeline.badness import ImageBadness
 from seechange_mpi.pipeline.calibration_files import CalibrationFiles
 from seechange_mpi.pipeline.corrections import Frame
 from seechange_mpi.pipeline.inputs import file_identity
@@ -64,6 +65,7 @@ class PreprocessingParameters(Parameters):
     trail_sigma: float = par(12.0, "least significance of a trail, its whole length together", unit="sigma", gt=0)
     trail_length: int = par(300, "shortest trail", unit="pix", ge=64)
     max_bad_fraction: float = par(0.9, "refuse a section with more unusable pixels than this", gt=0, le=1)
+    badness: ImageBadness = par(ImageBadness(), "limits beyond which an image is marked as doubtful")
 
 
 class Preprocessor(Step[PreprocessingParameters]):

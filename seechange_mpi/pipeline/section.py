@@ -16,6 +16,7 @@ from seechange_mpi.gpu_kernels.device import fallback_counts, reset_fallback_cou
 from seechange_mpi.model.errors import AlgorithmError, BadInput, NoWork, SeeChangeError
 from seechange_mpi.model.products import Reference, SectionProducts, StoredSection
 from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionReport, SectionTask, StepRecord
+from seechange_mpi.pipeline.badness import Judge, badness_of_failure, badness_of_products
 from seechange_mpi.pipeline.top_level import Pipeline
 
 _PARTS_OF_STEP: dict[str, tuple[str, ...]] = {
@@ -61,6 +62,8 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
     report.warnings += [f"GPU memory ran out: {n} {name}{'s' if n > 1 else ''} done on the CPU"
                         for name, n in fallback_counts().items()]
     shard = ""
+    products = runner.products if runner is not None else SectionProducts()
+    report.bitflag |= badness_of_products(products)
     if runner is not None:
         report.finish_time = _now()
         try:
@@ -71,8 +74,7 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
                 _record_failure(report, err, step="finalize")
             else:
                 report.warnings.append(f"the shard could not be written: {err}")
-    products = runner.products if runner is not None else SectionProducts()
-    summary = summarize(products, task, time.perf_counter() - started)
+    summary = summarize(products, task, time.perf_counter() - started) | {"bitflag": float(report.bitflag)}
     status = "failed" if not report.success else (report.caveat or "done")
     return Outcome(task.exposure.identifier, task.section_id, status, report, shard, summary, is_bug)
 
@@ -86,6 +88,7 @@ def _record_failure(report: SectionReport, err: Exception, step: str = "") -> No
     report.error_step = step or report.error_step or "setup"
     report.error_type = type(err).__name__
     report.error_message = str(err)
+    report.bitflag |= int(badness_of_failure(report.error_step, err))
     if not isinstance(err, AlgorithmError | BadInput):
         report.error_traceback = "".join(traceback.format_exception(err))
 
@@ -100,6 +103,8 @@ class _SectionRun:
         self.products = SectionProducts()
         self.shape = (0, 0)
         self.reused: str = ""
+        self.judge = Judge(pipeline.preprocessor.pars.badness, pipeline.badness, pipeline.subtractor.pars.badness,
+                           task.camera.pixel_scale_arcsec)
         if task.resume_from and task.reuse_through:
             self._resume(task.resume_from, task.reuse_through)
 
@@ -141,10 +146,16 @@ class _SectionRun:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("default")
                 action()
+                self.judge.after(step, self.products, self._reference if step == "subtraction" else None,
+                                 catalog_stars=self._catalog_stars if step == "astrocal" else None)
             status = "done"
             self.report.completed_step = step
         except NoWork:
             status = "skipped"
+            raise
+        except AlgorithmError:
+            # what was made before the failure is judged all the same
+            self.judge.after(step, self.products)
             raise
         finally:
             self.report.warnings += sorted({f"{step}: {w.message}" for w in caught})
@@ -174,11 +185,18 @@ class _SectionRun:
         margin = self.pipeline.astrocalibrator.catalog_margin_arcsec
         return read_catalog(self.task.catalog, *footprint_cone(image.header_wcs, image.shape, margin))
 
+    @property
+    def _catalog_stars(self) -> int | None:
+        """Stars of the catalogue around the section; None: no catalogue was given."""
+        return None if self._catalog is None else len(self._catalog)  # type: ignore[arg-type]
+
     def _astrocal(self) -> None:
         p = self.products
         assert p.image is not None
         assert p.sources is not None
+        bits = p.sources.bitflag, p.sources.upstream_bitflag
         p.wcs, p.sources = self.pipeline.astrocalibrator.run(p.image, p.sources, self._catalog)  # type: ignore[arg-type]
+        p.sources.bitflag, p.sources.upstream_bitflag = bits
 
     def _photocal(self) -> None:
         p = self.products

@@ -19,6 +19,7 @@ from seechange_mpi.model.errors import AlgorithmError, BadInput
 from seechange_mpi.model.flags import PixelFlag
 from seechange_mpi.model.products import F32, Image, Reference, SectionProducts, SubImage
 from seechange_mpi.pipeline.backgrounding import render_rms, subtract_background
+from seechange_mpi.pipeline.badness import SubtractionBadness
 from seechange_mpi.pipeline.step import Step
 from seechange_mpi.pipeline.warping import Registration, WarpedReference, centre_stamp, register, warp_reference
 
@@ -41,6 +42,7 @@ class SubtractionParameters(Parameters):
     min_astrometric_sigma: float = par(0.01, "least registration error assumed per axis", unit="pix", ge=0)
     grow_bad: int = par(1, "bad pixels are grown by this much", unit="pix", ge=0)
     grow_saturated_fwhms: float = par(1.0, "saturated cores are grown by this much", unit="FWHM", ge=0)
+    badness: SubtractionBadness = par(SubtractionBadness(), "limits beyond which a difference is marked as doubtful")
 
 
 class Subtractor(Step[SubtractionParameters]):

@@ -59,7 +59,8 @@ def config_template() -> str:
     steps: dict[str, Parameters | dict[str, Parameters]] = {
         "preprocessing": pipeline.preprocessor.pars,
         "extraction": {"sources": pipeline.extractor.pars, "bg": pipeline.backgrounder.pars,
-                       "wcs": pipeline.astrocalibrator.pars, "zp": pipeline.photcalibrator.pars},
+                       "wcs": pipeline.astrocalibrator.pars, "zp": pipeline.photcalibrator.pars,
+                       "badness": pipeline.badness},
         "subtraction": pipeline.subtractor.pars,
         "detection": pipeline.detector.pars,
         "cutting": pipeline.cutter.pars,

@@ -16,6 +16,7 @@ from seechange_mpi.model.errors import ConfigError
 from seechange_mpi.model.task import Outcome, SectionTask
 from seechange_mpi.pipeline.astrocal import AstroCalibrator
 from seechange_mpi.pipeline.backgrounding import Backgrounder
+from seechange_mpi.pipeline.badness import ExtractionBadness
 from seechange_mpi.pipeline.cutting import Cutter
 from seechange_mpi.pipeline.extraction import Detector
 from seechange_mpi.pipeline.measuring import Measurer
@@ -24,7 +25,7 @@ from seechange_mpi.pipeline.preprocessing import Preprocessor
 from seechange_mpi.pipeline.scoring import Scorer
 from seechange_mpi.pipeline.subtraction import Subtractor
 
-EXTRACTION_PARTS: tuple[str, ...] = ("sources", "bg", "wcs", "zp")
+EXTRACTION_PARTS: tuple[str, ...] = ("sources", "bg", "wcs", "zp", "badness")
 """Sub-sections of ``extraction``: they share one provenance."""
 
 
@@ -46,12 +47,14 @@ class Pipeline:
     ----------
     preprocessing, extraction, subtraction, detection, cutting, measuring, scoring : mapping, optional
         Parameters that override the configuration file (``Config.get()``). ``extraction`` has the parts
-        ``sources``, ``bg``, ``wcs`` and ``zp``.
+        ``sources``, ``bg``, ``wcs``, ``zp`` and ``badness``.
 
     Attributes
     ----------
     preprocessor, backgrounder, extractor, astrocalibrator, photcalibrator, subtractor, detector, cutter,
     measurer, scorer : the steps; their ``pars`` may be changed until they run.
+    badness : ExtractionBadness, limits beyond which products of extraction are marked as doubtful; those of images and
+        differences are ``preprocessor.pars.badness`` and ``subtractor.pars.badness``.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Pipeline:
         self.backgrounder = Backgrounder(**part["bg"])
         self.astrocalibrator = AstroCalibrator(**part["wcs"])
         self.photcalibrator = PhotCalibrator(**part["zp"])
+        self.badness = ExtractionBadness(**part["badness"])
         self.subtractor = Subtractor(**step["subtraction"])
         self.detector = Detector(**{"subtraction": True, **step["detection"]})
         self.cutter = Cutter(**step["cutting"])
@@ -104,7 +108,8 @@ class Pipeline:
         """Return the parameters of a process that enter its provenance, as the steps have them now."""
         if process == "extraction":
             return {"sources": self.extractor.pars.critical(), "bg": self.backgrounder.pars.critical(),
-                    "wcs": self.astrocalibrator.pars.critical(), "zp": self.photcalibrator.pars.critical()}
+                    "wcs": self.astrocalibrator.pars.critical(), "zp": self.photcalibrator.pars.critical(),
+                    "badness": self.badness.critical()}
         steps: dict[str, Any] = {
             "preprocessing": self.preprocessor, "subtraction": self.subtractor, "detection": self.detector,
             "cutting": self.cutter, "measuring": self.measurer, "scoring": self.scorer}
@@ -117,7 +122,7 @@ class Pipeline:
             "preprocessing": self.preprocessor.pars.model_dump(),
             "extraction": {"sources": self.extractor.pars.model_dump(), "bg": self.backgrounder.pars.model_dump(),
                            "wcs": self.astrocalibrator.pars.model_dump(),
-                           "zp": self.photcalibrator.pars.model_dump()},
+                           "zp": self.photcalibrator.pars.model_dump(), "badness": self.badness.model_dump()},
             "subtraction": self.subtractor.pars.model_dump(),
             "detection": self.detector.pars.model_dump(),
             "cutting": self.cutter.pars.model_dump(),

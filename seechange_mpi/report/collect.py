@@ -12,6 +12,7 @@ import numpy.typing as npt
 from seechange_mpi.io.bundle import BundleInfo, read_bundle, read_section
 from seechange_mpi.io.h5util import open_h5
 from seechange_mpi.model.errors import AlgorithmError, BadInput
+from seechange_mpi.model.flags import badness_words
 from seechange_mpi.model.products import StoredSection
 from seechange_mpi.pipeline.wcs_tools import pixel_scale_arcsec, pixel_to_sky
 
@@ -27,6 +28,7 @@ class SectionSummary:
     Attributes
     ----------
     status : ``done``, ``failed``, ``no_reference`` or ``partial``;  message : why, if it is not done.
+    bitflag, badness : bits of all its products and of its failure, and the words for them.
     corner_ra, corner_dec : (5,) deg, a closed outline; empty without a WCS.
     """
 
@@ -45,6 +47,8 @@ class SectionSummary:
     n_detections: int = 0
     n_measurements: int = 0
     n_good: int = 0
+    bitflag: int = 0
+    badness: str = ""
     seconds: float = NAN
     steps: list[tuple[str, str, float]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -91,6 +95,7 @@ def summarize_section(stored: StoredSection) -> SectionSummary:
     status = "failed" if not report.success else (report.caveat or "done")
     message = f"{report.error_step}: {report.error_message}" if not report.success else ""
     out = SectionSummary(stored.section_id, status, message, warnings=list(report.warnings))
+    out.bitflag, out.badness = report.bitflag, badness_words(report.bitflag)
     out.steps = [(s.step, s.status, s.wall_s) for s in report.steps]
     out.seconds = sum(s.wall_s for s in report.steps)
     if p.image is not None:

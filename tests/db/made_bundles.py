@@ -54,8 +54,8 @@ def image_products(ra, dec, zp=25.0, filter="r", mjd=60000.0, lim_mag=20.5):
         zp=pr.ZeroPoint(zp, 0.01, "catalog", 30, 0.02, 0.0, (2.0, 3.0, 4.0, 8.0), (0.3, 0.1, 0.05, 0.0), lim_mag))
 
 
-def add_subtraction(p, ra, dec, bad=None, score=0.9):
-    """Add difference products with measurements at the given positions."""
+def add_subtraction(p, ra, dec, bad=None, score=0.9, bits=0):
+    """Add difference products with measurements at the given positions; `bits` are the measurements' own."""
     n = len(ra)
     plane = np.zeros((4, 4), np.float32)
     flags = np.zeros((4, 4), np.uint16)
@@ -67,6 +67,7 @@ def add_subtraction(p, ra, dec, bad=None, score=0.9):
     table["ra"], table["dec"] = ra, dec
     table["flux_psf"], table["flux_psf_err"] = 1000.0, 10.0
     table["is_bad"] = np.zeros(n, bool) if bad is None else bad
+    table["bitflag"] = bits
     table["bad_reasons"] = np.where(table["is_bad"], b"negfrac", b"")
     stamps = np.zeros((n, 5, 5), np.float32)
     p.cutouts = pr.Cutouts(stamps, stamps, stamps)
@@ -78,6 +79,15 @@ def add_subtraction(p, ra, dec, bad=None, score=0.9):
     return p
 
 
+def _hand_on(p, bits):
+    """The image has `bits`; everything else has them from upstream."""
+    p.image.bitflag = bits
+    for name in ("background", "psf", "sources", "wcs", "zp", "sub", "detections", "cutouts", "measurements"):
+        product = getattr(p, name)
+        if product is not None:
+            product.upstream_bitflag = bits
+
+
 REFERENCE_ID = "11111111-2222-3333-4444-555555555555"
 
 
@@ -85,7 +95,8 @@ class Maker:
     """Writes bundles into a folder.
 
     A section is ``{"ra", "dec"}`` (its centre), optionally ``"at"`` (list of (ra, dec) of measurements), ``"bad"``,
-    ``"zp"``, ``"reference"``, ``"fails"`` (name of the step that fails before any product).
+    ``"zp"``, ``"reference"``, ``"fails"`` (name of the step that fails before any product), ``"badness"`` (bits of the
+    image), ``"bits"`` (of the measurements).
     """
 
     def __init__(self, folder):
@@ -104,11 +115,13 @@ class Maker:
             sub = "at" in s
             if sub:
                 at = np.array(s["at"], float).reshape(-1, 2)
-                add_subtraction(p, at[:, 0], at[:, 1], s.get("bad"), s.get("score", 0.9))
+                add_subtraction(p, at[:, 0], at[:, 1], s.get("bad"), s.get("score", 0.9), s.get("bits", 0))
+            _hand_on(p, s.get("badness", 0))
             t = tree(extraction, scoring, sub)
             records.update({r.id: r for r in t.values()})
             report = SectionReport(True, "" if sub else "no_reference", STEPS[-1] if sub else "photocal", host=host,
                                    steps=[StepRecord("preprocessing", "done", 1.0, 1.0, 100.0)],
+                                   bitflag=s.get("badness", 0),
                                    start_time="2026-01-01T00:00:00+00:00", finish_time="2026-01-01T00:01:00+00:00")
             inputs = {"reference": s.get("reference", REFERENCE_ID)} if sub else {}
             ids = {k: r.id for k, r in t.items()}

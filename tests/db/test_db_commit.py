@@ -307,3 +307,27 @@ def test_errors_in_sql_are_not_hidden(fresh_url, bundles):
         conn.commit()
         with pytest.raises(psycopg.errors.UndefinedTable):
             commit(conn, bundles(two_sections()))
+
+
+def test_one_condition_selects_good_data(conn, bundles):
+    """Bits of an image reach everything made from it; a measurement adds its own; the reference tells the whole."""
+    from seechange_mpi.db.references import add_reference, list_references
+    from seechange_mpi.model.flags import Badness
+
+    cosmic = int(Badness.COSMIC_RAY)
+    commit(conn, bundles({"S1": {"ra": 150.0, "dec": 2.0, "at": [A, B], "bits": [0, cosmic]},
+                          "S2": {"ra": 150.1, "dec": 2.0, "at": [(150.1, 2.0)], "badness": int(Badness.BANDING)}}))
+    tables = ("images", "source_lists", "psfs", "backgrounds", "world_coordinates", "zero_points", "detections",
+              "cutouts", "measurement_sets", "deepscore_sets")
+    for table in tables:
+        bad = conn.execute(f"SELECT count(*) FROM {table} WHERE (_bitflag | _upstream_bitflag) <> 0").fetchone()[0]
+        assert 2 * bad == count(conn, table), table
+    good = conn.execute("SELECT ra, dec FROM measurements WHERE (_bitflag | _upstream_bitflag) = 0").fetchall()
+    assert good == [A]
+    assert conn.execute("SELECT count(*) FROM measurements WHERE _bitflag = %s AND _upstream_bitflag = 0",
+                        (cosmic,)).fetchone() == (1,)
+    assert conn.execute("SELECT count(*) FROM deepscores WHERE (_bitflag | _upstream_bitflag) = 0").fetchone() == (1,)
+    assert sorted(conn.execute("SELECT section_id, _bitflag FROM reports").fetchall()) == [("S1", 0), ("S2", 2)]
+    add_reference(conn, "e1")
+    assert [(r[4], r[-1]) for r in list_references(conn)] == [
+        ("S1", 0), ("S2", int(Badness.REF_BAD | Badness.BANDING))]

@@ -175,3 +175,33 @@ def test_the_caller_decides_when_a_file_appears(tmp_path):
     assert not (tmp_path / "x.h5").exists()
     publish(tmp, tmp_path / "x.h5")
     assert [p.name for p in tmp_path.iterdir()] == ["x.h5"]
+
+
+def test_badness_comes_back_and_older_files_have_none(tmp_path):
+    p = add_subtraction(image_products(150.0, 2.0), [150.0], [2.0], bits=1 << 41)
+    names = ("image", "background", "psf", "sources", "wcs", "zp", "sub", "detections", "cutouts", "measurements")
+    for k, name in enumerate(names):
+        getattr(p, name).bitflag, getattr(p, name).upstream_bitflag = 1 << (k + 30), k
+    path = shard(tmp_path, p, SectionReport(True, completed_step="scoring", bitflag=1 << 46))
+    for pixels in (True, False):
+        back = read_shard(path, pixels=pixels)
+        for k, name in enumerate(names):
+            product = getattr(back.products, name)
+            assert (product.bitflag, product.upstream_bitflag) == (1 << (k + 30), k), name
+        assert back.report.bitflag == 1 << 46
+        assert back.products.measurements.table["bitflag"].tolist() == [1 << 41]
+    with h5py.File(path, "r+") as f:
+        g = f["sections/S1"]
+        for name in ("", "image", "background", "psf", "sources", "wcs", "zeropoint", "sub", "detections", "cutouts",
+                     "measurements", "report"):
+            for key in ("bitflag", "upstream_bitflag"):
+                g[f"/sections/S1/{name}"].attrs.pop(key, None)
+        table = g["measurements"][...]
+        del g["measurements"]
+        g["measurements"] = table[[n for n in table.dtype.names if n != "bitflag"]].astype(
+            [(n, table.dtype[n]) for n in table.dtype.names if n != "bitflag"])
+    old = read_shard(path)
+    assert all(getattr(old.products, n).bitflag == 0 for n in names)
+    assert old.report.bitflag == 0
+    assert old.products.measurements.table["bitflag"].tolist() == [0]
+    assert old.products.measurements.table["flux_psf"].tolist() == [1000.0]

@@ -40,7 +40,7 @@ def test_parameters_may_change_until_the_step_runs_and_provenance_follows():
     after = pipeline.critical_parameters("detection")
     assert (after["threshold"], after["border"]) == (7.0, 12)
     assert before != after
-    assert set(pipeline.critical_parameters("extraction")) == {"sources", "bg", "wcs", "zp"}
+    assert set(pipeline.critical_parameters("extraction")) == {"sources", "bg", "wcs", "zp", "badness"}
 
 
 def test_settings_rebuild_an_equal_pipeline():
