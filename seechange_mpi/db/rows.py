@@ -110,6 +110,10 @@ def _ids(info: BundleInfo, s: StoredSection) -> dict[str, UUID]:
     }
 
 
+_ZERO_POINT_FIGURES = ("scatter", "colour_term", "colour_slope", "colour_slope_err", "colour_ref", "outlier_fraction",
+                       "wing", "wing_err", "blocked", "map_err")
+
+
 def _bits(product: Judged | None) -> dict[str, int]:
     """The two badness columns of a product."""
     if product is None:
@@ -195,6 +199,8 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         lim_mag=p.zp.lim_mag,
         aper_cor_radii=list(p.zp.aper_cor_radii),
         aper_cors=list(p.zp.aper_cors),
+        map=list(p.zp.map),
+        **{name: getattr(p.zp, name) for name in _ZERO_POINT_FIGURES},
         **_bits(p.zp),
     )
     return part

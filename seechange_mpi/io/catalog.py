@@ -30,6 +30,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "bp": ("phot_bp_mean_mag", "bp", "mag_bp", "bpmag"),
     "rp": ("phot_rp_mean_mag", "rp", "mag_rp", "rpmag"),
     "bp_rp": ("bp_rp", "bprp", "bp-rp"),
+    "g_err": ("phot_g_mean_mag_error", "g_err", "g_error", "e_gmag", "mag_g_err", "magerr_g"),
+    "bp_err": ("phot_bp_mean_mag_error", "bp_err", "bp_error", "e_bpmag", "mag_bp_err", "magerr_bp"),
+    "rp_err": ("phot_rp_mean_mag_error", "rp_err", "rp_error", "e_rpmag", "mag_rp_err", "magerr_rp"),
+    "g_snr": ("phot_g_mean_flux_over_error",),
+    "bp_snr": ("phot_bp_mean_flux_over_error",),
+    "rp_snr": ("phot_rp_mean_flux_over_error",),
     "ref_epoch": ("ref_epoch", "epoch", "obsdate"),
 }
 """Column names that are understood without a mapping (any case); the first that exists is taken."""
@@ -55,7 +61,8 @@ class CatalogTable:
     ----------
     ra, dec : (n,) float64 [deg], ICRS at `ref_epoch`.
     pmra, pmdec : (n,) float64 [mas/yr], pmra includes cos(dec); 0 where unknown.
-    mags : dict, name -> (n,) float64 [mag], NaN where unknown; ``bp_rp`` is a colour.
+    mags : dict, name -> (n,) float64 [mag], NaN where unknown; ``bp_rp`` is a colour, ``g_err`` the error of ``g``,
+        ``g_snr`` its signal-to-noise ratio.
     ref_epoch : (n,) float64 [yr], Julian.
     path : str, the file;  rows_in_file : int, all its rows.
     centre_deg, radius_deg : the cone.
@@ -152,6 +159,15 @@ class CatalogTable:
             return self.mags["bp_rp"] + self.mags["rp"]
         raise BadInput(self.path, f"magnitude '{name}' of the catalogue", "a column (map it in catalog.columns)",
                        f"magnitudes {', '.join(sorted(self.mags)) or 'none'}")
+
+    def magnitude_error(self, name: str) -> F64:
+        """Return the error of a magnitude as the catalogue states it, from ``<name>_err`` or ``<name>_snr``; 0 where
+        it is not stated [mag]."""
+        error = self.mags.get(f"{name}_err")
+        if error is None and f"{name}_snr" in self.mags:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                error = 2.5 / np.log(10.0) / self.mags[f"{name}_snr"]
+        return np.zeros(len(self)) if error is None else np.where(np.isfinite(error), error, 0.0)
 
 
 def earth_position_au(mjd: float) -> F64:

@@ -186,9 +186,18 @@ def _read_wcs(g: h5py.Group) -> WorldCoordinates:
 
 
 def _read_zero_point(a: Any) -> ZeroPoint:
-    return ZeroPoint(float(a["zp"]), float(a["dzp"]), str(a["method"]), int(a["n_stars"]), float(a["scatter"]),
-                     float(a["colour_term"]), tuple(float(v) for v in a["aper_cor_radii"]),
-                     tuple(float(v) for v in a["aper_cors"]), float(a["lim_mag"]))
+    zp = ZeroPoint(float(a["zp"]), float(a["dzp"]), str(a["method"]), int(a["n_stars"]), float(a["scatter"]),
+                   float(a["colour_term"]), tuple(float(v) for v in a["aper_cor_radii"]),
+                   tuple(float(v) for v in a["aper_cors"]), float(a["lim_mag"]))
+    for name in ("colour_slope", "colour_slope_err", "colour_ref", "outlier_fraction", "map_err", "wing", "wing_err",
+                 "blocked"):
+        if name in a:
+            setattr(zp, name, float(a[name]))
+    if "map" in a:
+        zp.map = tuple(float(v) for v in a["map"])
+        ny, nx = (int(v) for v in a["map_shape"])
+        zp.map_shape = ny, nx
+    return zp
 
 
 def _read_sub(s: h5py.Group, pixels: bool) -> SubImage:

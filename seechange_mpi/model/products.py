@@ -246,7 +246,22 @@ class WorldCoordinates:
 
 @dataclass(slots=True)
 class ZeroPoint:
-    """mag = -2.5 log10(ADU) + zp, for PSF fluxes; aperture a: add ``aper_cors[a]``."""
+    """mag = -2.5 log10(ADU) + zp, for PSF fluxes; aperture a: add ``aper_cors[a]``.
+
+    Attributes
+    ----------
+    zp, dzp : mean over the section and its error [mag].
+    colour_term : first-order term of the camera's transformation from the catalogue.
+    colour_slope, colour_slope_err, colour_ref : what the stars show beyond that transformation, per magnitude of
+        colour, and the median colour, which `zp` holds for. Told, never applied: nobody knows a transient's.
+    outlier_fraction : part of the stars that do not agree (variables, blends, false matches).
+    map, map_err : coefficients of ``star_fit.map_design`` (none, 2 or 5) [mag] and the rms error of the map over the
+        section; `at` adds it. Its mean over the section is 0.
+    wing, wing_err : light that PSF fluxes miss beyond the PSF's stamp: total flux = PSF flux * 10**(0.4 wing) [mag].
+        Magnitudes need it not: catalogue magnitudes are of all the light. NaN where it could not be measured.
+    lim_mag : magnitude at which half of the point sources at random unmasked places are detected at 5 sigma.
+    blocked : part of those places where they are lost beside brighter sources.
+    """
 
     zp: float
     dzp: float
@@ -258,9 +273,35 @@ class ZeroPoint:
     aper_cor_radii: tuple[float, ...] = ()
     aper_cors: tuple[float, ...] = ()
     lim_mag: float = float("nan")
-    """5 sigma limiting magnitude for a point source."""
+    colour_slope: float = float("nan")
+    colour_slope_err: float = float("nan")
+    colour_ref: float = float("nan")
+    outlier_fraction: float = 0.0
+    map: tuple[float, ...] = ()
+    map_err: float = 0.0
+    map_shape: tuple[int, int] = (0, 0)
+    wing: float = float("nan")
+    wing_err: float = float("nan")
+    blocked: float = 0.0
     bitflag: int = 0
     upstream_bitflag: int = 0
+
+    @property
+    def total_zp(self) -> float:
+        """Zero point of total fluxes [mag]."""
+        return self.zp + (self.wing if np.isfinite(self.wing) else 0.0)
+
+    def at(self, x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
+        """Return the zero point at pixel positions [mag]."""
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        out = np.full(np.broadcast(x, y).shape, self.zp)
+        if self.map:
+            ny, nx = self.map_shape
+            u, v = 2.0 * x / max(nx - 1, 1) - 1.0, 2.0 * y / max(ny - 1, 1) - 1.0
+            terms = (u, v, 1.5 * u**2 - 0.5, u * v, 1.5 * v**2 - 0.5)
+            for c, term in zip(self.map, terms, strict=False):
+                out = out + c * term
+        return out
 
 
 @dataclass(slots=True)

@@ -79,6 +79,8 @@ class Measurer(Step[MeasuringParameters]):
         table["center_x_pixel"], table["center_y_pixel"], table["score"] = d["peak_x"], d["peak_y"], d["score"]
         table["is_negative"] = sign < 0
         self._photometry(table, sub, variance, mask, d, new.sources.aper_radii, fwhm)
+        if new.zp is not None and new.zp.map:
+            table["mag"] += new.zp.at(table["x"], table["y"]) - new.zp.zp
         self._shapes(table, sub, mask, fwhm)
         self._artefacts(table, sub, d, sign, fwhm)
         table["ra"], table["dec"] = pixel_to_sky(new.wcs.header, table["x"], table["y"])

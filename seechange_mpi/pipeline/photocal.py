@@ -1,19 +1,20 @@
 """Photometric zero point of PSF fluxes: from a catalogue, or relative to the reference image.
 
 mag = −2.5 log10(flux_psf) + zp; an aperture flux takes ``aper_cors[a]`` on top. The zero point belongs to fluxes
-measured with this image's PSF, so that differences measured with the same PSF need no further correction.
+measured with this image's PSF, so that differences measured with the same PSF need no further correction. Where the
+stars show that it changes over the section, a map of it is part of the product (`ZeroPoint.at`). The light that PSF
+fluxes miss beyond the PSF's stamp is measured and told (`ZeroPoint.wing`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import chi2
 
 from seechange_mpi.config.parameters import Parameters, par
-from seechange_mpi.gpu_kernels.stats import MAD_TO_SIGMA
 from seechange_mpi.instruments.camera import Camera, Photometry
 from seechange_mpi.io.catalog import CatalogTable
 from seechange_mpi.model.errors import AlgorithmError, ConfigError
@@ -27,8 +28,11 @@ from seechange_mpi.model.products import (
     WorldCoordinates,
     ZeroPoint,
 )
-from seechange_mpi.pipeline.extraction import psf_noise_area
+from seechange_mpi.pipeline.backgrounding import subtract_background
+from seechange_mpi.pipeline.depth import measure_depth
+from seechange_mpi.pipeline.growth import Growth, growth_curve
 from seechange_mpi.pipeline.matching import match_pairs
+from seechange_mpi.pipeline.star_fit import MAP_TERMS, fit_stars, map_design
 from seechange_mpi.pipeline.step import Step
 from seechange_mpi.pipeline.wcs_tools import pixel_scale_arcsec, pixel_to_sky, project
 
@@ -36,6 +40,8 @@ F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 INSTRUMENTAL_ZERO_POINT = 25.0
 _MAG = 2.5 / np.log(10.0)
+_COLOUR_STARS, _COLOUR_SPREAD = 30, 0.15
+"""Stars, and standard deviation of their colours [mag], from which a colour slope is told."""
 
 
 class PhotCalParameters(Parameters):
@@ -49,15 +55,12 @@ class PhotCalParameters(Parameters):
     min_snr: float = par(10.0, "least signal-to-noise ratio of a star", unit="sigma", gt=3)
     mag_floor: float = par(0.01, "error of a star's magnitude that its stated errors leave out", unit="mag", ge=0)
     max_scatter: float = par(0.2, "refuse a zero point whose stars scatter more", unit="mag", gt=0)
+    error_floor: float = par(0.001, "error of the zero point that the scatter of stars does not tell", unit="mag", ge=0)
+    max_map_degree: int = par(2, "highest degree of the zero point's polynomial in position; 0: one zero point for the "
+                                 "section", ge=0, le=2)
+    map_chance: float = par(0.005, "a higher degree is taken where one as good would come by chance this rarely", gt=0,
+                            lt=0.5)
     allow_other_filter: bool = par(False, "relative to a reference in another filter, as if all stars were grey")
-
-
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    zp: float
-    error: float
-    scatter: float
-    used: Mask
 
 
 class PhotCalibrator(Step[PhotCalParameters]):
@@ -86,17 +89,24 @@ class PhotCalibrator(Step[PhotCalParameters]):
             The camera has no transformation for the filter, or the reference is of another filter and
             ``allow_other_filter`` is not set.
         """
-        stars = usable_stars(sources.table, self.pars.min_snr)
+        table = sources.table
+        stars = usable_stars(table, self.pars.min_snr)
         if self.pars.method == "catalog":
-            zp = self._from_catalog(image, sources.table, stars, catalog, camera)
+            zp = self._from_catalog(image, table, stars, catalog, camera)
         elif reference is None:
             zp = ZeroPoint(INSTRUMENTAL_ZERO_POINT, 0.0, "instrumental", n_stars=int(stars.sum()))
         else:
-            zp = self._relative(image, sources.table, stars, wcs, reference)
+            zp = self._relative(image, table, stars, wcs, reference)
+        bad = (image.flags != 0) | ~(image.weight > 0)
+        growth = growth_curve(subtract_background(image, background), bad, background.noise, image.gain, table, stars,
+                              psf.fwhm_pixels)
         zp.aper_cor_radii = sources.aper_radii
-        zp.aper_cors = aperture_corrections(sources.table, stars)
-        limit = 5.0 * background.noise * float(np.sqrt(psf_noise_area(psf, image.shape)))
-        zp.lim_mag = zp.zp - 2.5 * float(np.log10(limit))
+        zp.aper_cors = aperture_corrections(table, stars, sources.aper_radii, growth)
+        if growth is not None:
+            zp.wing = float(2.5 * np.log10(growth.total))
+            zp.wing_err = float(_MAG * growth.total_error / growth.total)
+        depth = measure_depth(image, background, psf, sources)
+        zp.lim_mag, zp.blocked = zp.zp - 2.5 * float(np.log10(depth.flux)), depth.blocked
         return zp
 
     def _from_catalog(self, image: Image, table: Table, stars: Mask, catalog: CatalogTable | None,
@@ -114,14 +124,16 @@ class PhotCalibrator(Step[PhotCalParameters]):
             usable = np.isfinite(magnitude) & (colour >= low) & (colour <= high)
         ra, dec = catalog.positions_at(image.mjd)
         rows, matches = self._match(table, stars, ra[usable], dec[usable])
-        mag = magnitude[usable][matches]
         flux, err = table["flux_psf"][rows].astype(float), table["flux_psf_err"][rows].astype(float)
+        values = magnitude[usable][matches] + 2.5 * np.log10(flux)
+        variance = (_MAG * err / flux) ** 2 + transformed_error(catalog, rule)[usable][matches] ** 2
         figures: dict[str, float | int | str] = {
             "n_matched": len(rows), "required": self.pars.min_stars, "stars": int(stars.sum()),
             "catalogue_stars": int(usable.sum()), "catalogue": catalog.path}
-        fit = self._fit(mag + 2.5 * np.log10(flux), (_MAG * err / flux) ** 2, figures)
-        term = rule.terms[1] if len(rule.terms) > 1 else 0.0
-        return ZeroPoint(fit.zp, fit.error, "catalog", int(fit.used.sum()), fit.scatter, colour_term=float(term))
+        zp = self._solve("catalog", table[rows], values, variance, image.shape, figures)
+        zp.colour_term = float(rule.terms[1]) if len(rule.terms) > 1 else 0.0
+        self._colour_slope(zp, table[rows], colour[usable][matches], values, variance)
+        return zp
 
     def _relative(self, image: Image, table: Table, stars: Mask, wcs: WorldCoordinates,
                   reference: Reference) -> ZeroPoint:
@@ -140,10 +152,11 @@ class PhotCalibrator(Step[PhotCalParameters]):
         figures: dict[str, float | int | str] = {
             "n_matched": len(rows), "required": self.pars.min_stars, "stars": int(stars.sum()),
             "reference_stars": int(ref_stars.sum()), "reference": reference.exposure_identifier}
-        delta = 2.5 * np.log10(flux / rflux)
-        fit = self._fit(reference.zp.zp + delta, (_MAG * err / flux) ** 2 + (_MAG * rerr / rflux) ** 2, figures)
-        error = float(np.hypot(fit.error, reference.zp.dzp))
-        return ZeroPoint(fit.zp, error, "relative", int(fit.used.sum()), fit.scatter)
+        values = reference.zp.at(ref["x"], ref["y"]) + 2.5 * np.log10(flux / rflux)
+        variance = (_MAG * err / flux) ** 2 + (_MAG * rerr / rflux) ** 2
+        zp = self._solve("relative", table[rows], values, variance, image.shape, figures)
+        zp.dzp = float(np.hypot(zp.dzp, reference.zp.dzp))
+        return zp
 
     def _match(self, table: Table, stars: Mask, ra: F64, dec: F64, radius: float | None = None) -> tuple[
             npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -159,16 +172,48 @@ class PhotCalibrator(Step[PhotCalParameters]):
         i, j = match_pairs(first, second[known], radius or self.pars.match_radius)
         return index[i], known[j]
 
-    def _fit(self, values: F64, variance: F64, figures: dict[str, float | int | str]) -> _Fit:
-        if len(values) < self.pars.min_stars:
+    def _solve(self, method: str, stars: Table, values: F64, variance: F64, shape: tuple[int, int],
+               figures: dict[str, float | int | str]) -> ZeroPoint:
+        """Zero point of the stars, and its map where they show one."""
+        pars = self.pars
+        if len(values) < pars.min_stars:
             raise AlgorithmError("photocal", "too few stars for a zero point", figures)
-        fit = robust_mean(values, variance, self.pars.mag_floor)
-        figures |= {"n_used": int(fit.used.sum()), "scatter": fit.scatter, "max_scatter": self.pars.max_scatter}
-        if fit.used.sum() < self.pars.min_stars:
+        fit = fit_stars(np.ones((len(values), 1)), values, variance, pars.mag_floor)
+        terms = 0
+        for degree in range(1, pars.max_map_degree + 1):
+            n = MAP_TERMS[degree]
+            if fit.used.sum() < 10 * (n + 1):
+                break
+            design = np.hstack([np.ones((len(values), 1)), map_design(stars["x"], stars["y"], shape, n)])
+            other = fit_stars(design, values, variance, pars.mag_floor)
+            gain = 2.0 * (other.log_likelihood - fit.log_likelihood)
+            if chi2.sf(max(gain, 0.0), n - terms) < pars.map_chance:
+                fit, terms = other, n
+        figures |= {"n_used": int(fit.used.sum()), "scatter": fit.scatter, "max_scatter": pars.max_scatter}
+        if fit.used.sum() < pars.min_stars:
             raise AlgorithmError("photocal", "too few stars agree on a zero point", figures)
-        if not fit.scatter <= self.pars.max_scatter:
+        if not fit.scatter <= pars.max_scatter:
             raise AlgorithmError("photocal", "the stars' zero points scatter too much", figures)
-        return fit
+        error = float(np.hypot(np.sqrt(fit.covariance[0, 0]), pars.error_floor))
+        zp = ZeroPoint(float(fit.coefficients[0]), error, method, int(fit.used.sum()), fit.scatter,
+                       outlier_fraction=fit.outlier_fraction)
+        if terms:
+            zp.map, zp.map_shape = tuple(float(c) for c in fit.coefficients[1:]), shape
+            # mean squares of the terms over the section
+            power = np.array([1 / 3, 1 / 3, 1 / 5, 1 / 9, 1 / 5])[:terms]
+            zp.map_err = float(np.sqrt((np.diag(fit.covariance)[1:] * power).sum()))
+        return zp
+
+    def _colour_slope(self, zp: ZeroPoint, stars: Table, colour: F64, values: F64, variance: F64) -> None:
+        """What the stars show beyond the camera's colour terms; told, not applied."""
+        known = np.isfinite(colour)
+        if known.sum() < _COLOUR_STARS or float(np.std(colour[known])) < _COLOUR_SPREAD:
+            return
+        zp.colour_ref = float(np.median(colour[known]))
+        values = values - (zp.at(stars["x"], stars["y"]) - zp.zp)
+        design = np.stack([np.ones(len(values)), colour - zp.colour_ref], axis=-1)
+        fit = fit_stars(design, values, variance, self.pars.mag_floor)
+        zp.colour_slope, zp.colour_slope_err = float(fit.coefficients[1]), float(np.sqrt(fit.covariance[1, 1]))
 
 
 def usable_stars(table: Table, min_snr: float) -> Mask:
@@ -187,45 +232,35 @@ def transformed_magnitude(catalog: CatalogTable, rule: Photometry) -> tuple[F64,
     return catalog.magnitude(rule.band) + terms, colour
 
 
-def robust_mean(values: F64, variance: F64, floor: float, n_sigma: float = 3.0) -> _Fit:
-    """Return the clipped inverse-variance mean with its error.
-
-    Scatter beyond the stated errors enters every star's variance, so that a few bright stars do not decide alone;
-    the error of the mean is the larger of the formal one and scatter / √n.
-    """
-    used = np.isfinite(values) & np.isfinite(variance)
-    extra = floor**2
-    mean = float(np.median(values[used])) if used.any() else float("nan")
-    finite = used.copy()
-    for _ in range(20):
-        residual = values - mean
-        spread = MAD_TO_SIGMA * float(np.median(np.abs(residual[used])))
-        extra = max(floor**2, spread**2 - float(np.median(variance[used])))
-        new = finite & (np.abs(residual) <= n_sigma * np.sqrt(variance + extra))
-        if not new.any():
-            break
-        w = 1.0 / (variance[new] + extra)
-        updated = float((w * values[new]).sum() / w.sum())
-        done = bool((new == used).all()) and abs(updated - mean) < 1e-7
-        used, mean = new, updated
-        if done:
-            break
-    w = 1.0 / (variance[used] + extra)
-    residual = values[used] - mean
-    scatter = float(np.sqrt((w * residual**2).sum() / w.sum()))
-    n = max(int(used.sum()), 1)
-    error = max(float(1.0 / np.sqrt(w.sum())), scatter / float(np.sqrt(n)))
-    return _Fit(mean, error, scatter, used)
+def transformed_error(catalog: CatalogTable, rule: Photometry) -> F64:
+    """Return errors of `transformed_magnitude` from those that the catalogue states; 0 where it states none [mag]."""
+    colour = (catalog.magnitude("bp_rp") if tuple(rule.colour) == ("bp", "rp")
+              else catalog.magnitude(rule.colour[0]) - catalog.magnitude(rule.colour[1]))
+    slope = sum(i * c * colour ** (i - 1) for i, c in enumerate(rule.terms) if i > 0)
+    error = np.hypot(*(catalog.magnitude_error(name) for name in rule.colour))
+    return np.asarray(np.hypot(catalog.magnitude_error(rule.band), slope * error))
 
 
-def aperture_corrections(table: Table, stars: Mask) -> tuple[float, ...]:
+def robust_mean(values: F64, variance: F64, floor: float) -> tuple[float, float]:
+    """Return the mean of values of which a part are outliers, and its error."""
+    fit = fit_stars(np.ones((len(values), 1)), values, variance, floor)
+    return float(fit.coefficients[0]), float(np.sqrt(fit.covariance[0, 0]))
+
+
+def aperture_corrections(table: Table, stars: Mask, radii: tuple[float, ...],
+                         growth: Growth | None) -> tuple[float, ...]:
     """Return per aperture −2.5 log10⟨f_psf / f_aperture⟩ [mag], NaN where fewer than 3 stars tell.
 
-    Added to an aperture magnitude it gives the PSF magnitude, which the zero point is made for.
+    Added to an aperture magnitude it gives the PSF magnitude, which the zero point is made for. Wide apertures take it
+    from the curve of growth, which leaves neighbours out; they raise every flux in a wide aperture of a crowded field.
     """
     out: list[float] = []
     flux = table["flux_psf"].astype(float)
-    for k in range(table["flux_apertures"].shape[1]):
+    for k, radius in enumerate(radii):
+        light = growth.within(radius)[0] if growth is not None else float("nan")
+        if np.isfinite(light):
+            out.append(float(2.5 * np.log10(light)))
+            continue
         aper = table["flux_apertures"][:, k].astype(float)
         with np.errstate(invalid="ignore", divide="ignore"):
             snr = np.where(stars & (aper > 0), aper / table["flux_apertures_err"][:, k], 0.0)
@@ -234,5 +269,5 @@ def aperture_corrections(table: Table, stars: Mask) -> tuple[float, ...]:
         if good.sum() < 3:
             out.append(float("nan"))
             continue
-        out.append(robust_mean(-2.5 * np.log10(flux[good] / aper[good]), (_MAG / snr[good]) ** 2, 0.005).zp)
+        out.append(robust_mean(-2.5 * np.log10(flux[good] / aper[good]), (_MAG / snr[good]) ** 2, 0.005)[0])
     return tuple(out)
