@@ -17,7 +17,8 @@ import numpy.typing as npt
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.products import F32, RawAmplifier, RawSection
-from seechange_mpi.pipeline.preprocessing import overscan_level, read_calibration_frame
+from seechange_mpi.pipeline.calibration_files import read_calibration_frame
+from seechange_mpi.pipeline.overscan import Pedestal, pedestal_of
 
 _QUANTISATION = 1.0 / 12.0
 """Variance [ADU²] of rounding to whole numbers."""
@@ -138,7 +139,8 @@ def correct_section(
             raise BadInput(exposure.path, where, f"to lie within {raw.shape[1]}×{raw.shape[0]} pixels",
                            f"{amp.data.shape[1]}×{amp.data.shape[0]} pixels at x={amp.x0}, y={amp.y0}")
         pedestal, share = _pedestal(amp, exposure.path)
-        pixels = amp.data - pedestal
+        pixels = amp.data.copy()
+        pedestal.subtract_from(pixels)
         if "bias" in frames:
             pixels -= frames["bias"][place]
         if "dark" in frames:
@@ -149,7 +151,7 @@ def correct_section(
             pixels[full] = np.nan
         factor = amp.gain / gain if match_gains else 1.0
         data[place] = pixels * np.float32(factor)
-        levels.append((amp.saturation_adu - float(np.median(pedestal))) * factor)
+        levels.append((amp.saturation_adu - pedestal.level) * factor)
         channels.append(Channel(amp.name or str(len(channels) + 1), place, amp.gain, amp.read_noise_e, factor, share))
     if "flat" in frames:
         data = divide_flat(data, frames["flat"])
@@ -163,10 +165,9 @@ def divide_flat(data: F32, flat: F32) -> F32:
     return np.asarray(np.where(usable, data / np.where(usable, flat / level, 1), np.nan), dtype=np.float32)
 
 
-def _pedestal(amp: RawAmplifier, path: str) -> tuple[F32, float]:
-    """Overscan level and the variance of that level over a pixel's; a constant zero where there is no overscan."""
+def _pedestal(amp: RawAmplifier, path: str) -> tuple[Pedestal, float]:
+    """Overscan level, and the variance of that level over a pixel's; zero where there is no overscan."""
     if amp.overscan is None or amp.overscan.size == 0:
-        return np.zeros((1, 1), np.float32), 0.0
-    level = overscan_level(amp, path)
-    across = amp.overscan.size / max(level.size, 1)
-    return level, math.pi / 2 / across
+        return Pedestal(None, None, 0.0), 0.0
+    # at most: the lines' own means; a smooth pedestal is known better
+    return pedestal_of(amp, path), len(amp.data) / amp.overscan.size

@@ -12,7 +12,7 @@ from seechange_mpi.instruments.camera import Camera
 from seechange_mpi.model.calibration import FILTER_KINDS, FLAT_TYPES, KINDS, SETS, CalibratorFrame
 from seechange_mpi.model.errors import BadInput, ConfigError
 from seechange_mpi.model.provenance import make_record
-from seechange_mpi.pipeline.preprocessing import read_calibration_frame
+from seechange_mpi.pipeline.calibration_files import read_calibration_frame
 
 _TABLES = ("linearity", "crosstalk")
 """Kinds that need not be images of the section."""

@@ -16,6 +16,7 @@ import scipy.ndimage
 
 from seechange_mpi.config.parameters import Parameters, par
 from seechange_mpi.gpu_kernels.background import fit_mesh, render_mesh
+from seechange_mpi.gpu_kernels.photometry import moments
 from seechange_mpi.gpu_kernels.psf_model import render
 from seechange_mpi.gpu_kernels.stamps import cut_stamps
 from seechange_mpi.gpu_kernels.stats import mad_std
@@ -210,21 +211,22 @@ def common_ellipticity(data: F32, noise: float, bad: Mask, threshold: float = 20
 
     The median of (a² − b²)/(a² + b²) times (cos 2θ, sin 2θ): galaxies point anywhere and cancel, trails do not.
     """
-    from seechange_mpi.pipeline.extraction import find_sources
+    from seechange_mpi.pipeline.source_finding import find_sources, matched
 
-    try:
-        found = find_sources(data, np.full_like(data, noise), bad, threshold, 6)
-    except AlgorithmError:
+    variance = np.full_like(data, noise**2)
+    found = find_sources(matched(data, variance, bad, 3.0), threshold, bad, np.zeros_like(bad), 3.0)
+    found = found.taken(np.argsort(-found.height, kind="stable")[:limit])
+    if len(found) < 8:
         return 0.0
-    a2, b2, theta = found["a"] ** 2, found["b"] ** 2, found["theta"]
-    usable = np.flatnonzero((found["flag"] == 0) & (a2 > 0))
-    usable = usable[np.argsort(-found["flux"][usable])][:limit]
-    if len(usable) < 8:
+    m = moments(data, bad, found.x, found.y, 4.0)
+    a2, b2, theta = m.a**2, m.b**2, m.theta
+    usable = np.isfinite(a2 + b2 + theta) & (a2 > 0)
+    if usable.sum() < 8:
         return 0.0
     e = ((a2 - b2) / (a2 + b2))[usable]
     parts = np.stack([e * np.cos(2 * theta[usable]), e * np.sin(2 * theta[usable])])
     common = float(np.hypot(*np.median(parts, axis=1)))
-    chance = 1.25 * float(parts.std()) / np.sqrt(len(usable))
+    chance = 1.25 * float(parts.std()) / np.sqrt(len(e))
     if common < 3.0 * chance:
         return 0.0
     return float(1.0 - np.sqrt((1.0 - common) / (1.0 + common)))
