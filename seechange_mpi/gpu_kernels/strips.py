@@ -22,10 +22,10 @@ _CORE = 2
 _CLIP = 5.0
 _SHOWS, _CUT = 1.5, 5.0
 """Significance at which a piece speaks for a streak, and for which it counts at most."""
-_EVEN = 0.15, 0.3
+_EVEN = 0.2, 0.3
 """Least ratio of the faintest sixth of a trail to its brightest, and of the second faintest to the second brightest."""
-_FADED = 0.5
-"""Least ratio where the sixths fade steadily from the brightest on."""
+_FADES, _FADED = 0.75, 0.5
+"""Rank correlation of brightness and nearness to the brightest sixth that means fading, and the least ratio then."""
 _WIDTH_PER_SIGMA = 6.0
 """A trail whose half-width is more than this [pix] must be brighter [sigma] by as much as it is wider: what is broad
 and faint is an edge of the background."""
@@ -187,9 +187,9 @@ class Strip:
         level = sorted(along)
         if len(level) < 4 or level[-2] <= 0:
             return False
-        top = int(np.argmax(along))
-        fades = (np.diff(along[: top + 1]) > 0).all() and (np.diff(along[top:]) < 0).all()
-        if fades and level[0] < _FADED * level[-1]:
+        away = np.abs(np.arange(len(along)) - int(np.argmax(along)))
+        ranks = np.argsort(np.argsort(along)), np.argsort(np.argsort(-away, kind="stable"), kind="stable")
+        if np.corrcoef(*ranks)[0, 1] > _FADES and level[0] < _FADED * level[-2]:
             return False
         return level[0] > _EVEN[0] * level[-1] and level[1] > _EVEN[1] * level[-2]
 

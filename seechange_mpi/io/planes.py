@@ -59,9 +59,11 @@ class PlaneReader:
 def inverse_variance(plane: npt.NDArray[Any], kind: str) -> F32:
     """Return 1 / variance [ADU**-2] of a plane of kind weight, ivar, variance or sigma; 0 where it says nothing."""
     out = np.array(plane, dtype=np.float32)
+    if kind == "sigma":
+        out *= np.abs(out)
     if kind in ("variance", "sigma"):
         with np.errstate(divide="ignore", invalid="ignore"):
-            np.divide(np.float32(1), np.square(out) if kind == "sigma" else out, out=out)
+            np.divide(np.float32(1), out, out=out)
     out[~((out > 0) & np.isfinite(out))] = 0
     return out
 

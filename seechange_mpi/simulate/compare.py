@@ -121,7 +121,12 @@ def _compare_measurements(table: npt.NDArray[np.void], truth: Table, first: Tabl
     ny, nx = shape
     inner = ((truth["x"] > EDGE_PIX) & (truth["x"] < nx - 1 - EDGE_PIX)
              & (truth["y"] > EDGE_PIX) & (truth["y"] < ny - 1 - EDGE_PIX))
-    asked = truth[inner & (np.abs(truth["diff_snr"]) >= SNR_ASKED)]
+    # nothing is asked for under a trail of either exposure, where pixels are masked
+    clear = ~truth["on_trail"] if "on_trail" in truth.colnames else np.ones(len(truth), bool)
+    if "on_trail" in first.colnames:
+        hidden = first[first["on_trail"]]
+        clear &= match_sky(truth["ra"], truth["dec"], hidden["ra"], hidden["dec"], MATCH_ARCSEC) < 0
+    asked = truth[inner & clear & (np.abs(truth["diff_snr"]) >= SNR_ASKED)]
     index = match_sky(asked["ra"], asked["dec"], kept["ra"], kept["dec"], MATCH_ARCSEC)
     into.asked += len(asked)
     into.found += int((index >= 0).sum())

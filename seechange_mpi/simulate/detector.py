@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from astropy.io import fits
 
 from seechange_mpi.instruments.camera import Amplifier, Camera, Hdu, Section, parse_fits_section
 from seechange_mpi.model.errors import ConfigError
+from seechange_mpi.simulate.artefacts import bend, dark_rate, fringe_pattern
 from seechange_mpi.simulate.parameters import SimulationParameters
 
 F64 = npt.NDArray[np.float64]
@@ -25,6 +27,8 @@ class Detector:
     ----------
     flat : (ny, nx), relative response;  bias : (ny, nx) [ADU], structure left after overscan subtraction.
     bad : (ny, nx) bool, dead columns;  gains, read_noise : per amplifier.
+    dark : (ny, nx) [e-/s];  fringe : (ny, nx), in units of the sky.
+    curvature : per amplifier, c of linear = counts (1 + c counts);  crosstalk : victim, source, coefficient.
     """
 
     section: Section
@@ -35,6 +39,10 @@ class Detector:
     gains: list[float]
     read_noise: list[float]
     saturation: float
+    dark: F64
+    fringe: F64
+    curvature: list[float]
+    crosstalk: list[tuple[int, int, float]]
 
     @property
     def mean_gain(self) -> float:
@@ -91,7 +99,39 @@ def make_detector(section: Section, camera: Camera, pars: SimulationParameters, 
         for column in rng.integers(5, width - 5, pars.bad_columns_per_amplifier):
             top = int(rng.integers(ny // 4, ny))
             bad[amp.y0: amp.y0 + top, amp.x0 + column] = True
-    return Detector(section, (ny, nx), flat, bias, bad, gains, noise, camera.saturation or 60000.0)
+    saturation = camera.saturation or 60000.0
+    own = np.random.default_rng([pars.seed, 5, [s.id for s in camera.sections].index(section.id)])
+    number = len(gains)
+    return Detector(
+        section, (ny, nx), flat, bias, bad, gains, noise, saturation, dark_rate((ny, nx), pars.dark_e_per_s, own),
+        pars.fringe_amplitude * fringe_pattern((ny, nx), own),
+        [pars.nonlinearity / saturation * own.uniform(0.7, 1.3) for _ in gains],
+        [(v, s, pars.crosstalk * own.uniform(0.5, 1.5)) for v in range(number) for s in range(number)
+         if v != s and pars.crosstalk > 0])
+
+
+def backwards(amp: Amplifier) -> tuple[bool, bool]:
+    """Whether an amplifier is read from the top, and from the right, of the trimmed section.
+
+    Raises
+    ------
+    ConfigError
+        The camera takes the order from a header keyword.
+    """
+    text = amp.read_order or "[1:1,1:1]"
+    limits = [int(n) for n in re.findall(r"\d+", text)]
+    if not text.startswith("[") or len(limits) != 4:
+        raise ConfigError(f"the simulator needs a literal read_order such as [1024:1,1:2048], found {text}")
+    return (limits[3] < limits[2]) != amp.flip_y, (limits[1] < limits[0]) != amp.flip_x
+
+
+def _add_crosstalk(detector: Detector, values: list[F64]) -> None:
+    """Add to each amplifier's counts what it sees of the others', in the order of readout."""
+    clean = [v.copy() for v in values]
+    for victim, source, coefficient in detector.crosstalk:
+        orders = [backwards(detector.section.amplifiers[k]) for k in (victim, source)]
+        turn = tuple(a for a in (0, 1) if orders[0][a] != orders[1][a])
+        values[victim] += coefficient * np.flip(clean[source], turn)
 
 
 def read_out(detector: Detector, electrons: F64, camera: Camera, pars: SimulationParameters, epoch: int,
@@ -105,13 +145,20 @@ def read_out(detector: Detector, electrons: F64, camera: Camera, pars: Simulatio
         parts = [part for h, pair in zip(hdus, layout, strict=True) if h == hdu for part in pair if part is not None]
         raws[hdu] = np.zeros((max(p[0].stop for p in parts), max(p[1].stop for p in parts)))
     headers = {hdu: fits.Header() for hdu in raws}
+    values: list[F64] = []
+    for k, (amp, (data, _)) in enumerate(zip(section.amplifiers, layout, strict=True)):
+        height, width = data[0].stop - data[0].start, data[1].stop - data[1].start
+        part = (slice(amp.y0, amp.y0 + height), slice(amp.x0, amp.x0 + width))
+        noisy = electrons[part] + detector.read_noise[k] * rng.standard_normal(electrons[part].shape)
+        values.append(bend(noisy / detector.gains[k], detector.curvature[k]) + detector.bias[part])
+    _add_crosstalk(detector, values)
     for k, (amp, hdu, (data, over)) in enumerate(zip(section.amplifiers, hdus, layout, strict=True)):
         gain, noise = detector.gains[k], detector.read_noise[k]
         rows, cols = data[0].stop - data[0].start, data[1].stop - data[1].start
         level = pars.bias_level_adu + 15.0 * k + 5.0 * epoch
         drift = level + 3.0 * np.sin(np.arange(rows) / 180.0 + epoch)
         part = (slice(amp.y0, amp.y0 + rows), slice(amp.x0, amp.x0 + cols))
-        value = (electrons[part] + noise * rng.standard_normal((rows, cols))) / gain + detector.bias[part]
+        value = values[k]
         value[detector.bad[part]] = 5.0
         value += drift[:, None]
         raws[hdu][data] = np.flip(value, tuple(a for a, f in ((0, amp.flip_y), (1, amp.flip_x)) if f))

@@ -41,6 +41,13 @@ class SimulationParameters(Parameters):
     transient_mag: list[float] = par([18.8, 22.2], "range of transient magnitudes", unit="mag")
     cosmic_rays_per_mpix: float = par(15.0, "cosmic rays per million pixels and exposure", ge=0)
     bad_columns_per_amplifier: int = par(1, "dead columns", ge=0)
+    trails_per_exposure: int = par(1, "satellite trails through the middle of the field", ge=0)
+    trail_brightness: list[float] = par([1.0, 20.0], "range of the peaks of trails, in units of the sky's noise")
+    full_well_e: float = par(0.0, "charge above this runs along the column; 0 = no end to the well", unit="e-", ge=0)
+    dark_e_per_s: float = par(0.0, "mean dark current", unit="e-/s/pix", ge=0)
+    nonlinearity: float = par(0.0, "fraction of the counts that is lost at saturation", ge=0, lt=0.2)
+    crosstalk: float = par(0.0, "share of an amplifier's counts that its neighbour sees", ge=0, lt=0.01)
+    fringe_amplitude: float = par(0.0, "amplitude of fringes, in units of the sky", ge=0, lt=0.2)
     bias_level_adu: float = par(1000.0, "pedestal", unit="ADU", ge=0)
 
     def of_epoch(self, values: list[float], epoch: int) -> float:

@@ -15,6 +15,7 @@ from astropy.table import Table
 
 from seechange_mpi.instruments.camera import Camera, load_camera
 from seechange_mpi.model.errors import ConfigError
+from seechange_mpi.simulate.artefacts import BLEED, TRAIL, Streak, add_streak, make_streaks, spill
 from seechange_mpi.simulate.detector import Detector, Frames, arrange, make_detector, read_out, section_shape
 from seechange_mpi.simulate.parameters import SimulationParameters
 from seechange_mpi.simulate.render import MoffatPSF, add_cosmic_rays, add_galaxy, add_point
@@ -75,6 +76,11 @@ class _Survey:
         r2 = (xi**2 + eta**2) / self.extent**2
         stretch = 1 + self.pars.distortion_arcsec / self.extent * r2
         u, v = xi * stretch, eta * stretch
+        x, y = self.on_section(detector, u, v)
+        return x, y, u, v
+
+    def on_section(self, detector: Detector, u: F64 | float, v: F64 | float) -> tuple[F64, F64]:
+        """x, y on a section of distorted plane coordinates [arcsec]."""
         ny, nx = detector.shape
         east, north = detector.section.offset_arcsec
         scale = self.camera.pixel_scale_arcsec
@@ -83,7 +89,7 @@ class _Survey:
         a, b = (u - east) / scale, (v - north) / scale
         x = sign * (a * np.cos(angle) - b * np.sin(angle)) + (nx - 1) / 2
         y = a * np.sin(angle) + b * np.cos(angle) + (ny - 1) / 2
-        return x, y, u, v
+        return x, y
 
     def pointing(self, epoch: int) -> tuple[float, float]:
         """True pointing of an epoch (dithered) [deg]."""
@@ -97,8 +103,27 @@ class _Survey:
         return MoffatPSF(pars.of_epoch(pars.seeing_arcsec, epoch) / self.camera.pixel_scale_arcsec, pars.moffat_beta,
                          pars.psf_variation, pars.ellipticity, self.extent)
 
-    def expose(self, detector: Detector, epoch: int, rng: np.random.Generator) -> tuple[F64, Table]:
-        """Electrons of one section, and the truth table of its sources."""
+    def streaks(self, epoch: int) -> list[Streak]:
+        """Trails through the focal plane in an epoch."""
+        pars = self.pars
+        noise = float(np.sqrt(pars.of_epoch(pars.sky_e, epoch)))
+        return make_streaks(pars.trails_per_exposure, self.extent, pars.trail_brightness, noise,
+                            np.random.default_rng([pars.seed, 6, epoch]))
+
+    def add_streaks(self, image: F64, detector: Detector, epoch: int) -> npt.NDArray[np.uint8]:
+        """Draw the trails of an epoch on a section; return the truth plane with their cores."""
+        plane: npt.NDArray[np.uint8] = np.zeros(image.shape, np.uint8)
+        for streak in self.streaks(epoch):
+            away = 100.0 * np.array([np.cos(streak.angle), np.sin(streak.angle)])
+            points = [np.array(self.on_section(detector, streak.xi + s * away[0], streak.eta + s * away[1]))
+                      for s in (-1, 1)]
+            core = add_streak(image, (points[0], points[1]), streak.peak_e, self.psf(epoch).fwhm)
+            plane[core] |= TRAIL
+        return plane
+
+    def expose(self, detector: Detector, epoch: int, rng: np.random.Generator
+               ) -> tuple[F64, Table, npt.NDArray[np.uint8]]:
+        """Electrons of one section, the truth table of its sources, and the plane of its trails and bleeds."""
         x, y, u, v = self.pixels(detector, epoch)
         flux = self.fluxes(self.filter_of(detector), epoch)
         ny, nx = detector.shape
@@ -113,9 +138,25 @@ class _Survey:
                            self.sky.radius[k] / self.camera.pixel_scale_arcsec, self.sky.shear1[k], self.sky.shear2[k])
             else:
                 add_point(ideal, psf, x[k], y[k], flux[k], u[k], v[k], noise)
-        electrons = rng.poisson((ideal + sky) * detector.flat).astype(np.float64)
+        plane = self.add_streaks(ideal, detector, epoch)
+        light = (ideal + sky * (1 + detector.fringe)) * detector.flat
+        electrons = rng.poisson(light + detector.dark * self.pars.exp_time_s).astype(np.float64)
         add_cosmic_rays(electrons, rng.poisson(self.pars.cosmic_rays_per_mpix * ny * nx / 1e6), rng)
-        return electrons, self.truth(detector, epoch, x, y, u, v, flux)
+        if self.pars.full_well_e > 0:
+            plane[spill(electrons, self.pars.full_well_e)] |= BLEED
+        truth = self.truth(detector, epoch, x, y, u, v, flux)
+        truth["on_trail"] = self.near(truth, plane & TRAIL != 0, 1.5 * psf.fwhm)
+        return electrons, truth, plane
+
+    @staticmethod
+    def near(truth: Table, mask: npt.NDArray[np.bool_], reach: float) -> npt.NDArray[np.bool_]:
+        """Whether sources lie within `reach` pixels of a mask."""
+        from scipy.ndimage import distance_transform_edt
+
+        if not mask.any():
+            return np.zeros(len(truth), bool)
+        distance = distance_transform_edt(~mask)
+        return np.asarray(distance[np.rint(truth["y"]).astype(int), np.rint(truth["x"]).astype(int)] < reach)
 
     def truth(self, detector: Detector, epoch: int, x: F64, y: F64, u: F64, v: F64, flux: F64) -> Table:
         """Truth of every source whose centre lies on the section."""
@@ -166,8 +207,10 @@ class _Survey:
                 primary.header[keyword] = Time(value, format="mjd").isot if rule.convert == "isot_to_mjd" else value
         frames: Frames = {}
         truths = []
+        planes = fits.HDUList([fits.PrimaryHDU()])
         for detector in self.detectors:
-            electrons, truth = self.expose(detector, epoch, rng)
+            electrons, truth, plane = self.expose(detector, epoch, rng)
+            planes.append(fits.CompImageHDU(plane, name=detector.section.id, compression_type="GZIP_1"))
             frames.update(read_out(detector, electrons, self.camera, pars, epoch, rng))
             truths.append(truth)
         stem = f"{self.camera.name}_{Time(mjd, format='mjd').strftime('%Y%m%d_%H%M%S')}_{pars.filter}"
@@ -178,6 +221,7 @@ class _Survey:
                            "seeing_arcsec": pars.of_epoch(pars.seeing_arcsec, epoch)})
         truth_path = self.root / "truth" / f"{stem}.ecsv"
         truth.write(truth_path, format="ascii.ecsv", overwrite=True)
+        planes.writeto(self.root / "truth" / f"{stem}_artefacts.fits", overwrite=True)
         return path, truth_path
 
     def write_calibration(self) -> None:
@@ -187,11 +231,47 @@ class _Survey:
         for d in self.detectors:
             frames: dict[str, npt.NDArray[Any]] = {"bias": d.bias + 0.1 * rng.standard_normal(d.shape),
                       "flat": d.flat * (1 + 0.0005 * rng.standard_normal(d.shape)), "badpixels": d.bad.astype(np.uint8)}
+            gain = np.ones(d.shape)
+            for amp, g, y, x in zip(d.section.amplifiers, d.gains, *self.corners(d), strict=True):
+                gain[amp.y0: y, amp.x0: x] = g
+            if "dark" in self.steps:
+                frames["dark"] = d.dark / gain
+            if "fringe" in self.steps:
+                frames["fringe"] = d.fringe
             paths = self.camera.calibration_paths(d.section.id, self.filter_of(d), str(calib))
             for kind, path in paths.items():
                 if kind in frames:
                     data = frames[kind] if kind == "badpixels" else frames[kind].astype(np.float32)
                     fits.PrimaryHDU(data).writeto(path, overwrite=True)
+            if "linearity" in self.steps:
+                Table({"amplifier": [a.name for a in d.section.amplifiers],
+                       "coefficients": [[0.0, 1.0, c] for c in d.curvature]}).write(paths["linearity"], overwrite=True)
+        if "crosstalk" in self.steps:
+            names = {d.section.id: [f"{d.section.id}:{a.name}" for a in d.section.amplifiers] for d in self.detectors}
+            Table(rows=[(names[d.section.id][v], names[d.section.id][s], c) for d in self.detectors
+                        for v, s, c in d.crosstalk], names=("victim", "source", "coefficient")).write(
+                            paths["crosstalk"], overwrite=True)
+
+    @staticmethod
+    def corners(detector: Detector) -> tuple[list[int], list[int]]:
+        """Upper right corners, y and x, of the amplifiers, for those that lie side by side or in quadrants."""
+        ny, nx = detector.shape
+        ys, xs = ({getattr(a, n) for a in detector.section.amplifiers} for n in ("y0", "x0"))
+        return ([min((y for y in ys if y > a.y0), default=ny) for a in detector.section.amplifiers],
+                [min((x for x in xs if x > a.x0), default=nx) for a in detector.section.amplifiers])
+
+    @property
+    def steps(self) -> list[str]:
+        """Corrections that undo what this survey has."""
+        pars = self.pars
+        more = {"dark": pars.dark_e_per_s, "linearity": pars.nonlinearity, "crosstalk": pars.crosstalk,
+                "fringe": pars.fringe_amplitude}
+        steps = ["overscan", "zero", "flat", "badpixels", *(s for s, v in more.items() if v > 0)]
+        missing = sorted(s for s in steps[4:] if s not in self.camera.calibration)
+        if missing:
+            raise ConfigError(f"camera {self.camera.name} has no calibration of kind {missing[0]}: the simulator would "
+                              "not know where to write it")
+        return steps
 
     def write_catalog(self) -> Path:
         """Write the Gaia-like catalogue of the brighter stars, with errors."""
@@ -215,12 +295,14 @@ class _Survey:
     def write_config(self) -> Path:
         """Write the configuration that processes this survey."""
         path = self.root / "seechange.yaml"
-        settings = {
+        settings: dict[str, Any] = {
             "camera": {"name": self.pars.camera},
             "catalog": {"path": str((self.root / "catalog.fits").absolute())},
             "paths": {"root": str((self.root / "work").absolute()),
                       "calibration": str((self.root / "calib").absolute())},
         }
+        if len(self.steps) > 4:
+            settings["preprocessing"] = {"steps_required": self.steps}
         path.write_text("# Processes this simulated survey:  seechange-mpi run --config seechange.yaml raw/*.fits\n"
                         + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         return path

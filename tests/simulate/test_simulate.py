@@ -53,7 +53,8 @@ def lonely_bright(image, truth, least=2000.0):
 
 def test_stars_are_where_the_truth_says_with_its_flux(images):
     for _, image, background, truth, _ in images:
-        rows = lonely_bright(image, truth)
+        # 310 ADU of noise in the aperture: the median of stars this bright is good to 0.5 %
+        rows = lonely_bright(image, truth, 8000.0)
         assert len(rows) >= 8
         data = subtract_background(image, background)
         x, y = (np.asarray(truth[n], float)[rows] for n in ("x", "y"))
