@@ -150,7 +150,7 @@ class AstroCalibrator(Step[AstroCalParameters]):
             for tolerance in (fine, 3.0 * fine) if as_it_stands else (1.5 * fine,):
                 search = Search(pars.max_offset_arcsec, pars.max_rotation_deg, pars.max_scale_error, tolerance,
                                 plate.extent_arcsec())
-                found = find_similarity(seen, ready.target, search, mirrored=mirrored)
+                found = find_similarity(seen, ready.target, search, mirrored=mirrored, levels=4 if as_it_stands else 2)
                 if best is None or found.log10_chance < best[0].log10_chance:
                     # a turn before a mirror is the same turn after it
                     best = replace(found, angle_deg=found.angle_deg + turned), search

@@ -19,9 +19,10 @@ from seechange_mpi.pipeline.matching import Similarity, chance_of_match, log10_b
 F64 = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 
-LEVELS = ((40, 80), (80, 160), (60, 350), (300, 100), (160, 350))
+LEVELS = ((40, 80), (80, 160), (300, 100), (160, 350))
 """How many of the brightest sources and stars are compared, in turn, until the answer is clear."""
-_MOST_PAIRS = 1500
+_MOST_PAIRS = 900
+_LEAST_HEAP = 3
 _CLEAR = -15.0
 
 
@@ -61,7 +62,8 @@ class Search:
         return float(np.log10((1.0 + np.pi * (self.max_shift / t) ** 2) * angles * scales))
 
 
-def find_similarity(first: F64, second: F64, search: Search, *, mirrored: bool = False) -> Similarity:
+def find_similarity(first: F64, second: F64, search: Search, *, mirrored: bool = False,
+                    levels: int = len(LEVELS)) -> Similarity:
     """Return the best transformation of the first list onto the second, with its likelihood against chance.
 
     Parameters
@@ -71,12 +73,14 @@ def find_similarity(first: F64, second: F64, search: Search, *, mirrored: bool =
     search : Search
     mirrored : bool
         The first list is seen in a mirror.
+    levels : int
+        How many of `LEVELS` are tried.
     """
     best = Similarity(mirrored=mirrored)
     if len(first) < 3 or len(second) < 3:
         return best
     seen: set[tuple[int, int]] = set()
-    for n, m in LEVELS:
+    for n, m in LEVELS[:levels]:
         size = min(n, len(first)), min(m, len(second))
         if size in seen:
             continue
@@ -157,6 +161,8 @@ def _heaps(shift: npt.NDArray[np.complex128], log_factor: npt.NDArray[np.complex
         if not free.any():
             break
         top = int(np.argmax(np.where(free, height, -1)))
+        if height[top] < _LEAST_HEAP:
+            break
         members = np.asarray(tree.query_ball_point(points[top], 1.0), int)
         free[tree.query_ball_point(points[top], 2.0)] = False
         centre = np.median(points[members], axis=0) * 2.0 * search.tolerance
