@@ -75,17 +75,11 @@ class AstroCalibrator(Step[AstroCalParameters]):
         return 60.0 + self.pars.max_offset_arcsec
 
     def run(
-        self, image: Image, sources: SourceList, catalog: CatalogTable | None, hint: Similarity | None = None,
+        self, image: Image, sources: SourceList, catalog: CatalogTable | None
     ) -> tuple[WorldCoordinates, SourceList]:
         """Calibrate; return the solution and the sources with ra and dec filled in.
 
         With ``method="header"`` nothing is fitted; with a catalogue at hand the rms of the header's own WCS is told.
-
-        Parameters
-        ----------
-        hint : Similarity, optional
-            What is known of the header's error (from other sections of the exposure) [arcsec]; the search starts
-            there.
 
         Raises
         ------
@@ -99,7 +93,7 @@ class AstroCalibrator(Step[AstroCalParameters]):
             if catalog is None:
                 raise AlgorithmError("astrocal", "no catalogue: name one in catalog.path, or use the file's own WCS "
                                                  "with extraction.wcs.method=header")
-            wcs = self._fit(image, sources, catalog, hint or Similarity())
+            wcs = self._fit(image, sources, catalog)
         table = sources.table.copy()
         table["ra"], table["dec"] = pixel_to_sky(wcs.header, table["x"], table["y"])
         return wcs, SourceList(table, sources.aper_radii)
@@ -112,7 +106,7 @@ class AstroCalibrator(Step[AstroCalParameters]):
         return figures_of_header(image.header_wcs, plate.sky_arcsec(stars.x, stars.y),
                                  plate.plane_arcsec(stars.ra, stars.dec), self.pars.crossid_radius)
 
-    def _fit(self, image: Image, sources: SourceList, catalog: CatalogTable, hint: Similarity) -> WorldCoordinates:
+    def _fit(self, image: Image, sources: SourceList, catalog: CatalogTable) -> WorldCoordinates:
         pars = self.pars
         stars = select_stars(image, sources, catalog, pars.max_sources_to_use, self.catalog_margin_arcsec)
         figures: Figures = {
@@ -124,7 +118,7 @@ class AstroCalibrator(Step[AstroCalParameters]):
                                  figures | {"rows_in_file": catalog.rows_in_file, "required": pars.min_matched_stars})
         if len(stars.x) < pars.min_matched_stars:
             raise AlgorithmError("astrocal", "too few sources", figures | {"required": pars.min_matched_stars})
-        plate = initial_plate(image.header_wcs, image.shape).moved(hint)
+        plate = initial_plate(image.header_wcs, image.shape)
         u, v = plate.base(stars.x, stars.y)
         ready = _Prepared(stars, u, v, plate.plane_arcsec(stars.ra, stars.dec))
         found, search = self._search(plate, ready)
@@ -136,7 +130,7 @@ class AstroCalibrator(Step[AstroCalParameters]):
         fit, radius = self._refine(plate.moved(found), ready, max(pars.crossid_radius, 1.5 * search.tolerance), figures)
         log10_chance = self._accept(fit, radius, ready, search, figures)
         _warn_of_orientation(found)
-        return replace(figures_of_fit(fit, ready.stars.x, ready.stars.y, pars.output), log10_chance=log10_chance)
+        return replace(figures_of_fit(fit, pars.output), log10_chance=log10_chance)
 
     def _search(self, plate: Plate, ready: _Prepared) -> tuple[Similarity, Search]:
         """Shift, rotation and scale of the guess; upside down or mirrored only where it fails as it stands."""

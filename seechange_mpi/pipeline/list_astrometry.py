@@ -5,18 +5,25 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from seechange_mpi.io.source_list import ListSettings
 from seechange_mpi.model.errors import SeeChangeError
 from seechange_mpi.model.products import WorldCoordinates
-from seechange_mpi.pipeline.matching import Similarity
+from seechange_mpi.pipeline.plate import initial_plate
+from seechange_mpi.pipeline.wcs_figures import displacement, header_change
+from seechange_mpi.pipeline.wcs_tools import design_matrix
 
+F64 = npt.NDArray[np.float64]
+Displacement = tuple[tuple[float, float], ...]
+"""Six terms (1, x, y, x², xy, y²; x, y in 1000 arcsec of the tangent plane) for the two axes [arcsec]."""
 _NEIGHBOURS = 5
+_REACH = 12.0
 _NARROW = {"max_offset_arcsec": 4.0, "max_rotation_deg": 0.15, "max_scale_error": 0.01}
 
 
@@ -27,14 +34,14 @@ class ListTask:
     Attributes
     ----------
     path : str;  settings : ListSettings;  parameters : of `AstroCalibrator`;  catalog : as for `read_catalog`.
-    hint : Similarity or None, the header's error as the other lists tell it; the search is then narrow.
+    hint : the header's error as the other lists tell it; the search is then narrow.
     """
 
     path: str
     settings: ListSettings
     parameters: Mapping[str, Any]
     catalog: Mapping[str, Any]
-    hint: Similarity | None = None
+    hint: Displacement | None = None
 
 
 @dataclass(slots=True)
@@ -47,6 +54,8 @@ class ListResult:
     refusal: str = ""
     centre: tuple[float, float] = (0.0, 0.0)
     """Position of the middle by the header [deg]."""
+    displacement: Displacement | None = None
+    """What takes the header to the solution."""
     extent_arcsec: float = 0.0
     hinted: bool = False
     seconds: float = 0.0
@@ -70,10 +79,16 @@ def solve_list(task: ListTask) -> ListResult:
         parameters = {**task.parameters, **(_NARROW if task.hint else {})}
         margin = 60.0 / 3600.0 + float(parameters.get("max_offset_arcsec", 60.0)) / 3600.0
         catalog = read_catalog(task.catalog, cone[0], cone[1], cone[2] + margin)
+        header = image.header_wcs
+        if task.hint is not None:
+            image.header_wcs = displaced_header(header, image.shape, task.hint)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
-            out.wcs, _ = AstroCalibrator(**parameters).run(image, sources, catalog, task.hint)
+            wcs, _ = AstroCalibrator(**parameters).run(image, sources, catalog)
         out.warnings = sorted({str(w.message) for w in caught})
+        (wcs.header_offset_ra_arcsec, wcs.header_offset_dec_arcsec, wcs.header_rotation_deg,
+         wcs.header_scale) = header_change(header, wcs.header, image.shape)
+        out.displacement, out.wcs = displacement_of(header, wcs.header, image.shape), wcs
     except SeeChangeError as err:
         out.refusal = str(err)
     out.seconds = time.process_time() - started
@@ -104,22 +119,59 @@ def list_cones(paths: Sequence[Path], settings: ListSettings, margin_deg: float)
     return out
 
 
-def hint_for(result: ListResult, solved: Sequence[ListResult]) -> Similarity | None:
-    """Return what the nearest solved lists of the exposure say of the header's error; None with fewer than three.
+def hint_for(result: ListResult, solved: Sequence[ListResult]) -> Displacement | None:
+    """Return what the solved lists of the exposure say of a header's error; None with fewer than six near enough.
 
-    Only lists within twelve times the section's size count: others belong to another pointing.
+    The shift is the median of the nearest; rotation, scale and curvature change smoothly over the field of view and
+    are taken from a plane through those of all lists, fitted robustly.
     """
-    from seechange_mpi.pipeline.wcs_tools import separation_deg
+    from seechange_mpi.pipeline.wcs_tools import project
 
-    known = [(r, r.wcs) for r in solved if r.wcs is not None and np.isfinite(r.wcs.header_offset_ra_arcsec)]
-    if not known or result.extent_arcsec == 0:
+    if result.extent_arcsec == 0:
         return None
-    centres = np.array([r.centre for r, _ in known])
-    distance = separation_deg(centres[:, 0], centres[:, 1], *result.centre) * 3600.0
-    near = [k for k in np.argsort(distance, kind="stable")[:_NEIGHBOURS] if distance[k] < 12 * result.extent_arcsec]
-    if len(near) < 3:
+    known = [r for r in solved if r.displacement is not None]
+    centres = np.array([r.centre for r in known]).reshape(-1, 2)
+    place = np.stack(project(centres[:, 0], centres[:, 1], *result.centre), axis=-1) * 3600.0
+    with np.errstate(invalid="ignore"):
+        near = np.hypot(*place.T) < _REACH * result.extent_arcsec
+    if near.sum() < 6:
         return None
-    values = np.array([[known[k][1].header_offset_ra_arcsec, known[k][1].header_offset_dec_arcsec,
-                        known[k][1].header_rotation_deg, known[k][1].header_scale] for k in near])
-    dx, dy, angle, scale = np.median(values, axis=0)
-    return Similarity(float(dx), float(dy), float(angle), float(scale))
+    place = place[near]
+    values = np.array([r.displacement for r, n in zip(known, near, strict=True) if n]).reshape(len(place), -1)
+    out = np.array([_plane_at_origin(place, v) for v in values.T]).reshape(-1, 2)
+    nearest = np.argsort(np.hypot(*place.T), kind="stable")[:_NEIGHBOURS]
+    out[0] = np.median(values[nearest, :2], axis=0)
+    return tuple((float(a), float(b)) for a, b in out)
+
+
+def _plane_at_origin(place: F64, values: F64) -> float:
+    """Value at the origin of a plane through values, far ones clipped."""
+    unit = max(float(np.abs(place).max()), 1e-9)
+    design = np.stack([np.ones(len(place)), place[:, 0] / unit, place[:, 1] / unit], axis=-1)
+    keep = np.ones(len(values), bool)
+    c: F64 = np.zeros(3)
+    for _ in range(5):
+        c = np.asarray(np.linalg.lstsq(design[keep], values[keep], rcond=None)[0], np.float64)
+        r = np.abs(values - design @ c)
+        keep = r <= 3.0 * 1.4826 * max(float(np.median(r)), 1e-12)
+        if keep.sum() < 6:
+            break
+    return float(c[0])
+
+
+def displacement_of(before: str, after: str, shape: tuple[int, int]) -> Displacement:
+    """Return the quadratic polynomial of tangent-plane position [1000 arcsec] that takes one header to another."""
+    p, q = displacement(before, after, shape)
+    c = np.linalg.lstsq(design_matrix(p[:, 0] / 1000.0, p[:, 1] / 1000.0, 2), q - p, rcond=None)[0]
+    return tuple((float(a), float(b)) for a, b in c)
+
+
+def displaced_header(header: str, shape: tuple[int, int], by: Displacement) -> str:
+    """Return the header after a displacement."""
+    plate = initial_plate(header, shape)
+    ny, nx = shape
+    gx, gy = (g.ravel() for g in np.meshgrid(np.linspace(-0.5, nx - 0.5, 9), np.linspace(-0.5, ny - 0.5, 9)))
+    p = plate.sky_arcsec(gx, gy)
+    target = p + design_matrix(p[:, 0] / 1000.0, p[:, 1] / 1000.0, 2) @ np.array(by)
+    c = np.linalg.lstsq(design_matrix(*plate.base(gx, gy), 2), target, rcond=None)[0]
+    return replace(plate, order=2, coefficients=np.asarray(c, np.float64)).header()

@@ -10,18 +10,14 @@ from seechange_mpi.pipeline.matching import match_pairs
 from seechange_mpi.pipeline.plate import initial_plate
 from seechange_mpi.pipeline.wcs_fit import PlateFit
 from seechange_mpi.pipeline.wcs_header import WcsForm
+from seechange_mpi.pipeline.wcs_tools import pixel_to_sky
 
 F64 = npt.NDArray[np.float64]
 _MAS = 1000.0
 
 
-def figures_of_fit(fit: PlateFit, x: F64, y: F64, form: WcsForm) -> WorldCoordinates:
-    """Return the product of a fit: its header and figures.
-
-    Parameters
-    ----------
-    x, y : (n,) pixels of the sources, where the header's own WCS is compared with the solution.
-    """
+def figures_of_fit(fit: PlateFit, form: WcsForm) -> WorldCoordinates:
+    """Return the product of a fit: its header and figures."""
     plate = fit.plate
     ny, nx = plate.shape
     r = fit.residual[fit.used] * _MAS
@@ -29,11 +25,11 @@ def figures_of_fit(fit: PlateFit, x: F64, y: F64, form: WcsForm) -> WorldCoordin
     size = np.hypot(*r.T)
     error = fit.error_arcsec([(nx - 1) / 2, -0.5, nx - 0.5, -0.5, nx - 0.5],
                              [(ny - 1) / 2, -0.5, -0.5, ny - 0.5, ny - 0.5]) * _MAS
-    guess = initial_plate(plate.source, plate.shape)
-    dx, dy, angle, scale = _change(guess.sky_arcsec(x, y), plate.sky_arcsec(x, y))
+    header = plate.header(form)
+    dx, dy, angle, scale = header_change(plate.source, header, plate.shape)
     mean = (r / variance).sum(axis=0) / (1.0 / variance).sum(axis=0)
     return WorldCoordinates(
-        plate.header(form), "catalog", int(fit.used.sum()), float(np.sqrt(np.mean(r**2))),
+        header, "catalog", int(fit.used.sum()), float(np.sqrt(np.mean(r**2))),
         rms_radial_mas=float(np.sqrt(np.mean(size**2))), rms_ra_mas=float(np.sqrt(np.mean(r[:, 0] ** 2))),
         rms_dec_mas=float(np.sqrt(np.mean(r[:, 1] ** 2))), max_residual_mas=float(size.max()),
         mean_ra_mas=float(mean[0]), mean_dec_mas=float(mean[1]), chi2_dof=fit.chi2_dof, order=plate.order,
@@ -56,12 +52,21 @@ def figures_of_header(header: str, sources: F64, stars: F64, radius: float) -> W
     return wcs
 
 
-def _change(before: F64, after: F64) -> tuple[float, float, float, float]:
-    """Shift at the centre [arcsec], rotation [deg] and scale of the similarity from one to the other."""
-    a, b = before[:, 0] + 1j * before[:, 1], after[:, 0] + 1j * after[:, 1]
+def displacement(before: str, after: str, shape: tuple[int, int]) -> tuple[F64, F64]:
+    """Return the tangent-plane positions [arcsec] of 9 × 9 pixels by two headers, about the middle of the first."""
+    ny, nx = shape
+    gx, gy = (g.ravel() for g in np.meshgrid(np.linspace(-0.5, nx - 0.5, 9), np.linspace(-0.5, ny - 0.5, 9)))
+    guess = initial_plate(before, shape)
+    return guess.sky_arcsec(gx, gy), guess.plane_arcsec(*pixel_to_sky(after, gx, gy))
+
+
+def header_change(before: str, after: str, shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return what takes one header to another: shift of the middle (RA, Dec) [arcsec], rotation [deg], scale."""
+    p, q = displacement(before, after, shape)
+    a, b = p[:, 0] + 1j * p[:, 1], q[:, 0] + 1j * q[:, 1]
     da, db = a - a.mean(), b - b.mean()
     norm = max(float((np.abs(da) ** 2).sum()), 1e-30)
     straight, mirrored = (np.conj(da) @ db) / norm, (da @ db) / norm
     factor = straight if abs(straight) >= abs(mirrored) else mirrored
-    shift = b.mean() - (factor * a.mean() if factor is straight else factor * np.conj(a.mean()))
-    return float(shift.real), float(shift.imag), float(np.degrees(np.angle(factor))), float(abs(factor))
+    shift = q[len(q) // 2] - p[len(p) // 2]
+    return float(shift[0]), float(shift[1]), float(np.degrees(np.angle(factor))), float(abs(factor))
