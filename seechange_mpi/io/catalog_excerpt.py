@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from seechange_mpi.io.catalog import EXCERPT_SUFFIX, CatalogTable, read_catalog
+from seechange_mpi.io.catalog import EXCERPT_SUFFIX, CatalogTable, inside_cone, read_catalog
 from seechange_mpi.io.catalog_folder import INDEX
 from seechange_mpi.io.star_file import (
     columns_of,
@@ -86,11 +86,14 @@ def make_excerpt(spec: Mapping[str, Any], cone: Cone, cache: Path) -> dict[str, 
             path.unlink(missing_ok=True)
             path = None
     if path is None or stars is None:
-        stars = sorted_by_declination(read_catalog(spec, *cone))
-        path = cache / f"{digest}_{cone[0]:.4f}{cone[1]:+.4f}_{cone[2]:.4f}{EXCERPT_SUFFIX}"
-        write_star_file(path, columns_of(stars), {
-            "EXCRA": cone[0], "EXCDEC": cone[1], "EXCRAD": cone[2], "EXCROWS": stars.rows_in_file,
+        # dithered exposures of the field are to find it large enough
+        whole = cone[0], cone[1], round(min(1.1 * cone[2] + 0.02, 180.0), 4)
+        more = sorted_by_declination(read_catalog(spec, *whole))
+        path = cache / f"{digest}_{whole[0]:.4f}{whole[1]:+.4f}_{whole[2]:.4f}{EXCERPT_SUFFIX}"
+        write_star_file(path, columns_of(more), {
+            "EXCRA": whole[0], "EXCDEC": whole[1], "EXCRAD": whole[2], "EXCROWS": more.rows_in_file,
             "EXCFROM": Path(str(spec.get("path") or spec.get("url"))).name[:60]})
+        stars = more.chosen(inside_cone(more.ra, more.dec, *cone))
     origin = Path(str(spec["path"])).name if spec.get("path") else str(spec["url"])
     return {"path": str(path), "origin": dict(spec), "identity": f"{origin}:{content_digest(stars)}"}
 

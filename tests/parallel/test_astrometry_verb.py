@@ -112,7 +112,7 @@ def test_one_excerpt_serves_all_sections_and_later_exposures(tiny_survey, tmp_pa
                                           np.sort(read_catalog(spec, *cone).dec))
     assert made[0]["identity"].startswith("catalog.fits:")
     count = len(list((tmp_path / "work" / "catalog-cache").iterdir()))
-    assert count == len({m["path"] for m in made})
+    assert count == 1, "the second exposure, a few arcseconds off, finds the excerpt of the first"
     for path in (tmp_path / "work" / "catalog-cache").iterdir():
         path.unlink()
     assert exposure_catalog(spec, corners, config, pipeline)["identity"] == made[-1]["identity"]
