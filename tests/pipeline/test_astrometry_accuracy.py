@@ -20,7 +20,7 @@ def test_header_wrong_by_30_arcsec_one_degree_and_one_percent(kind, worst):
     import time
 
     seconds = []
-    for seed in range(4):
+    for seed in range(3):
         angle = 1.0 + 2.0 * seed
         field = Field(seed=seed, shift=(30 * np.cos(angle), 30 * np.sin(angle)), rotation=(-1.0) ** seed,
                       dec=-70.0 + 40 * seed, **kind)
@@ -37,7 +37,7 @@ def test_header_wrong_by_30_arcsec_one_degree_and_one_percent(kind, worst):
 
 
 def test_mirrored_and_turned_headers_are_found_and_told():
-    field = Field(shift=(10.0, 5.0), n=120)
+    field = Field(shift=(10.0, 5.0), n=120, spurious=20, extra=40)
     good = field.image.header_wcs
     for header, word in ((spoil(good, flip=True), "mirrored"), (spoil(good, -1.0), "upside down"),
                          (spoil(good, -1.0, flip=True), "mirrored in declination")):
@@ -47,7 +47,7 @@ def test_mirrored_and_turned_headers_are_found_and_told():
         assert field.error_mas(wcs.header)[1] < 80
 
 
-@pytest.mark.parametrize("block", range(4))
+@pytest.mark.parametrize("block", range(3))
 def test_no_false_solution_from_unrelated_lists(block):
     """Every limit but that of chance is off."""
     lowest = 0.0
@@ -109,10 +109,13 @@ def accuracy(seeds, **kind):
     return errors, products
 
 
-@pytest.mark.parametrize(("kind", "rms", "worst"), [({"header": "tpv"}, 1.5, 4.0), ({"header": "linear"}, 2.5, 10.0),
-                                                    ({"header": "tpv", "pv_change": 0.1}, 2.5, 10.0)])
-def test_decam_section_is_true_to_milliarcseconds(kind, rms, worst):
-    errors, products = accuracy(20, **kind)
+@pytest.mark.parametrize(("seeds", "kind", "rms", "worst"), [
+    (20, {"header": "tpv"}, 1.5, 4.0), (4, {"header": "linear"}, 2.5, 10.0),
+    (4, {"header": "tpv", "pv_change": 0.1}, 2.5, 10.0),
+    pytest.param(20, {"header": "linear"}, 2.5, 10.0, marks=pytest.mark.slow),
+    pytest.param(20, {"header": "tpv", "pv_change": 0.1}, 2.5, 10.0, marks=pytest.mark.slow)])
+def test_decam_section_is_true_to_milliarcseconds(seeds, kind, rms, worst):
+    errors, products = accuracy(seeds, **kind)
     assert errors[:, 0].mean() < rms
     assert errors[:, 1].mean() < worst
     assert errors[:, 1].max() < 40
