@@ -58,8 +58,8 @@ def block_medians(data: F32) -> F64:
     by, bx = (min(_BLOCKS, n) for n in thin.shape)
     h, w = thin.shape[0] // by, thin.shape[1] // bx
     cut = thin[: by * h, : bx * w].reshape(by, h, bx, w).transpose(0, 2, 1, 3).reshape(by * bx, h * w)
-    with np.errstate(all="ignore"):
-        medians = np.nanmedian(cut, axis=1) if np.isnan(cut).any() else np.median(cut, axis=1)
+    cut[np.isnan(cut).all(axis=1), 0] = 0.0  # a block without any value
+    medians = np.nanmedian(cut, axis=1) if np.isnan(cut).any() else np.median(cut, axis=1)
     return np.asarray(medians, np.float64).reshape(by, bx)
 
 

@@ -122,11 +122,12 @@ def combine(
     kept = np.zeros((ny, nx), np.uint16)
     n_clipped = 0
     s = np.asarray(scales, np.float32)[:, None, None]
+    same = s[:1] if (s == s[0]).all() else s
     w = None if weights is None else to_backend(np.asarray(weights, np.float32))
     for rows, strip in stack.strips(indices, memory_mb):
         done = combine_clipped(
-            to_backend(strip * s), read_variance=to_backend(s * s * read_variance[rows]),
-            poisson=to_backend(s * unit_per_electron[rows]), pedestal=pedestal, weights=w, n_sigma=n_sigma)
+            to_backend(strip * s), read_variance=to_backend(same * same * read_variance[rows]),
+            poisson=to_backend(same * unit_per_electron[rows]), pedestal=pedestal, weights=w, n_sigma=n_sigma)
         for plane, part in ((mean, done.mean), (chi2, done.chi2), (half, done.half_difference),
                             (variance, done.variance), (kept, done.kept)):
             plane[rows] = asnumpy(part)

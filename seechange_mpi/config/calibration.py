@@ -56,7 +56,7 @@ class CalibrationSettings(Parameters):
     column_tolerance: float = par(0.01, "the same for the median of a column", gt=0)
     column_fraction: float = par(0.3, "fraction of bad pixels that makes the whole column of an amplifier bad", gt=0,
                                  le=1)
-    memory_mb: int = par(256, "memory for one strip of all inputs while they are combined", unit="MB", critical=False,
+    memory_mb: int = par(64, "memory for one strip of all inputs while they are combined", unit="MB", critical=False,
                          ge=4)
     scratch: str | None = par(None, "folder for corrected inputs while a frame is made (4 bytes a pixel and input); "
                                     "null = <paths.root>/scratch", critical=False)

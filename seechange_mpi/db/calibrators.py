@@ -59,10 +59,12 @@ _FROM = "FROM calibrator_files c JOIN data_files d ON c.datafile_id = d._id"
 def add_calibrators(conn: Connection, frames: Iterable[CalibratorFrame]) -> int:
     """Register frames in one transaction; return how many are new or have another range of dates.
 
-    A frame that is registered already (same kind, set, camera, section, filter, file) gets the dates given now.
+    A frame that is registered already (same kind, set, camera, section, filter, file and content) gets the dates given
+    now, and keeps its figures.
     """
     frames = list(frames)
-    files, rows = {}, {}
+    files: dict[Any, dict[str, Any]] = {}
+    rows: dict[Any, dict[str, Any]] = {}
     for f in frames:
         file_id = stable_id("data_file", f.path)
         files[file_id] = {"_id": file_id, "provenance_id": f.provenance.id, "filepath": f.path, "sha256": f.sha256}
@@ -76,13 +78,20 @@ def add_calibrators(conn: Connection, frames: Iterable[CalibratorFrame]) -> int:
             "datafile_id": file_id, "validity_start": time_of(f.validity_start_mjd),
             "validity_end": time_of(f.validity_end_mjd), "info": json.dumps(info, sort_keys=True)}
     with conn.transaction():
-        known = {r[0]: (r[1], r[2]) for r in conn.execute(
-            "SELECT _id, validity_start, validity_end FROM calibrator_files WHERE _id = ANY(%s)",
-            (list(rows),)).fetchall()}
-        store_provenances(conn, [f.provenance for f in frames])
-        insert_rows(conn, "data_files", list(files.values()), update=True)
-        insert_rows(conn, "calibrator_files", list(rows.values()), update=True)
-    return sum(known.get(i) != (r["validity_start"], r["validity_end"]) for i, r in rows.items())
+        known: list[Any] = conn.execute(
+            "SELECT c._id, c.datafile_id, d.sha256, c.validity_start, c.validity_end "
+            f"{_FROM} WHERE c._id = ANY(%s)", (list(rows),)).fetchall()
+        same = {r[0]: (r[3], r[4]) for r in known if files[r[1]]["sha256"] == r[2]}
+        new = {i: r for i, r in rows.items() if i not in same}
+        written = {r["datafile_id"] for r in new.values()}
+        store_provenances(conn, [f.provenance for f in frames if stable_id("data_file", f.path) in written])
+        insert_rows(conn, "data_files", [files[i] for i in sorted(written)], update=True)
+        insert_rows(conn, "calibrator_files", list(new.values()), update=True)
+        dates = {i: (rows[i]["validity_start"], rows[i]["validity_end"]) for i in same}
+        for i in dates:
+            conn.execute("UPDATE calibrator_files SET validity_start = %s, validity_end = %s, modified = now() "
+                         "WHERE _id = %s", (*dates[i], i))
+    return len(new) + sum(dates[i] != same[i] for i in same)
 
 
 def find_calibrators(

@@ -150,9 +150,11 @@ def _scale(deviation: Array, variance: Any, good: Array, count: Array) -> Array:
 def _mean(deviation: Array, kept: Array, w: Array) -> Array:
     """Weighted mean of the kept deviations, float32; NaN where there are none."""
     xp = get_xp(deviation)
-    total = xp.sum(xp.where(kept, w, xp.float32(0)), axis=0, dtype=xp.float64)
-    s = xp.sum(xp.where(kept, w * deviation, xp.float32(0)), axis=0, dtype=xp.float64)
-    return xp.where(total > 0, s / xp.where(total > 0, total, 1.0), xp.nan).astype(xp.float32)
+    # float32 will do: deviations are of the size of the noise
+    share = kept * w
+    total = share.sum(axis=0)
+    share *= deviation
+    return xp.where(total > 0, share.sum(axis=0) / xp.where(total > 0, total, xp.float32(1)), xp.float32(np.nan))
 
 
 def _describe(values: Array, centre: Array, kept: Array, count: Array, w: Array, model: Any, scale: Any) -> Combined:
@@ -161,11 +163,13 @@ def _describe(values: Array, centre: Array, kept: Array, count: Array, w: Array,
     deviation = values - centre
     number = xp.count_nonzero(kept, axis=0)
     some = number > 0
-    total = xp.maximum(xp.sum(xp.where(kept, w, xp.float32(0)), axis=0, dtype=xp.float64), 1e-30)
+    total = xp.maximum((kept * w).sum(axis=0), xp.float32(1e-15))
     each = scale if model is None else model
-    w2 = xp.sum(xp.where(kept, w * w * each, xp.float32(0)), axis=0, dtype=xp.float64)
-    squares = xp.where(kept, deviation * deviation / xp.maximum(each, xp.float32(1e-30)), xp.float32(0))
-    chi2 = xp.sum(squares, axis=0, dtype=xp.float64) / xp.maximum(number - 1, 1)
+    w2 = (kept * (w * w * each)).sum(axis=0)
+    squares = kept * deviation
+    squares *= deviation
+    squares /= xp.maximum(each, xp.float32(1e-30))
+    chi2 = squares.sum(axis=0) / xp.maximum(number - 1, 1)
 
     def only(plane: Array) -> Array:
         return xp.where(some, plane, xp.nan).astype(xp.float32)
@@ -184,10 +188,10 @@ def _half_difference(deviation: Array, kept: Array, w: Array, each: Any) -> Arra
     for k in (0, 1):
         part, some = kept[k::2], w[k::2]
         means.append(_mean(deviation[k::2], part, some))
-        totals.append(xp.sum(xp.where(part, some, xp.float32(0)), axis=0, dtype=xp.float64))
-        sums.append(xp.sum(xp.where(part, squares[k::2], xp.float32(0)), axis=0, dtype=xp.float64))
-    a, b = (xp.maximum(t, 1e-30) for t in totals)
-    apart = xp.maximum(sums[0] / a**2 + sums[1] / b**2, 1e-300)
+        totals.append((part * some).sum(axis=0))
+        sums.append((part * squares[k::2]).sum(axis=0))
+    a, b = (xp.maximum(t, xp.float32(1e-15)) for t in totals)
+    apart = xp.maximum(sums[0] / a**2 + sums[1] / b**2, xp.float32(1e-30))
     return (means[0] - means[1]) * xp.sqrt((sums[0] + sums[1]) / (a + b) ** 2 / apart)
 
 

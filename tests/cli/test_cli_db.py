@@ -135,7 +135,7 @@ def test_a_database_that_is_down_is_one_clear_line(verb, tmp_path):
     assert "secret" not in err
 
 
-@pytest.mark.parametrize("group", ["db", "queue", "refs"])
+@pytest.mark.parametrize("group", ["db", "queue", "refs", "calib"])
 def test_every_command_explains_itself(group):
     import typer.main
 
