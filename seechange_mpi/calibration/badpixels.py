@@ -99,7 +99,7 @@ def _response(inputs: Inputs, members: Sequence[int], pars: CalibrationSettings)
     everyone = inputs.members
     inputs.members = [everyone[k] for k in members]
     try:
-        done = combined(inputs, 1 / inputs.array("level"), pars)
+        done = combined(inputs, 1 / inputs.array("level"), pars, weights=inputs.array("level"))
     finally:
         inputs.members = everyone
     return np.asarray(done.mean / np.float32(np.nanmedian(done.mean)), dtype=np.float32), done

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -144,17 +144,38 @@ def load(
     AlgorithmError
         Fewer than `least` can be used.
     """
-    out: Inputs | None = None
     rejected: list[Rejected] = []
+    out: Inputs | None = None
+    try:
+        for frame, exposure in _corrected(exposures, camera, section_id, frames, rejected, match_gains, mask_saturated):
+            shape = (frame.data.shape[0], frame.data.shape[1])
+            if out is None:
+                layout = SectionFrame(np.empty((0, 0), np.float32), frame.channels, frame.gain, frame.saturation, 0, "")
+                out = Inputs(FrameStack(scratch, shape), [], layout, rejected)
+            if shape != out.stack.shape:
+                error = BadInput(exposure.path, f"section {section_id}", "{1}×{0} pixels as the others".format(
+                    *out.stack.shape), "{1}×{0}".format(*shape))
+                rejected.append(Rejected(exposure.identifier, str(error)))
+                continue
+            out.members.append(describe(frame, exposure, out.stack.append(frame.data)))
+        if out is None or len(out.members) < least:
+            raise too_few(what, 0 if out is None else len(out.members), least, rejected)
+    except BaseException:
+        if out is not None:
+            out.stack.__exit__(None, None, None)
+        raise
+    return out
+
+
+def _corrected(exposures: Sequence[ExposureInfo], camera: Camera, section_id: str, frames: Mapping[str, F32],
+               rejected: list[Rejected], match_gains: bool, mask_saturated: bool
+               ) -> Iterator[tuple[SectionFrame, ExposureInfo]]:
+    """Yield what can be read, each content once; note the others in `rejected`."""
     seen: dict[str, str] = {}
     for exposure in exposures:
         try:
             raw = read_section(exposure, camera, section_id)
             frame = correct_section(raw, exposure, frames, match_gains=match_gains, mask_saturated=mask_saturated)
-            if out is not None and frame.data.shape != out.stack.shape:
-                ny, nx = out.stack.shape
-                raise BadInput(exposure.path, f"section {section_id}", f"{nx}×{ny} pixels as the others",
-                               f"{frame.data.shape[1]}×{frame.data.shape[0]}")
         except BadInput as err:
             rejected.append(Rejected(exposure.identifier, str(err)))
             continue
@@ -162,16 +183,7 @@ def load(
             rejected.append(Rejected(exposure.identifier, f"the same pixels as {seen[frame.digest]}"))
             continue
         seen[frame.digest] = exposure.identifier
-        if out is None:
-            layout = SectionFrame(np.empty((0, 0), np.float32), frame.channels, frame.gain, frame.saturation, 0.0, "")
-            out = Inputs(FrameStack(scratch, (frame.data.shape[0], frame.data.shape[1])), [], layout)
-        out.members.append(describe(frame, exposure, out.stack.append(frame.data)))
-    if out is None or len(out.members) < least:
-        if out is not None:
-            out.__exit__(None, None, None)
-        raise too_few(what, 0 if out is None else len(out.members), least, rejected)
-    out.rejected = rejected
-    return out
+        yield frame, exposure
 
 
 def odd_noise(members: Sequence[Input], response: F64, pars: CalibrationSettings) -> dict[str, str]:

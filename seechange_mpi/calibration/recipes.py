@@ -70,7 +70,7 @@ def make_dark(task: CalibrationTask, frames: Mapping[str, F32]) -> Made:
 
 
 def make_flat(task: CalibrationTask, frames: Mapping[str, F32]) -> Made:
-    """Combine flats: response relative to its median, amplifiers of one gain.
+    """Combine flats: response relative to its median, amplifiers of one gain, weighted by level (photon noise).
 
     Sky flats are made twice: the first one flattens the inputs, so that their sources can be masked.
 
@@ -88,16 +88,16 @@ def make_flat(task: CalibrationTask, frames: Mapping[str, F32]) -> Made:
         inputs.require(pars.min_inputs, task.name)
         gains = {} if sky else gain_of_flats(inputs.stack, inputs.indices, inputs.layout.channels)
         levels = inputs.array("level")
-        done = combined(inputs, 1 / levels, pars)
+        done = combined(inputs, 1 / levels, pars, weights=levels)
         if sky:
             levels = _mask_sources(inputs, done.mean, pars)
-            done = combined(inputs, 1 / levels, pars)
+            done = combined(inputs, 1 / levels, pars, weights=levels)
         middle = float(np.nanmedian(done.mean))
         if not middle > 0:
             raise AlgorithmError("calibration", f"{task.name}: the combined flat has no positive median",
                                  {"median": middle})
         flat = np.asarray(done.mean / np.float32(middle), dtype=np.float32)
-        quality = _quality(inputs, done, flat, _noise_of(task, "bias") * float(np.mean(1 / levels)))
+        quality = _quality(inputs, done, flat, _noise_of(task, "bias") * len(levels) / float(levels.sum()))
         quality |= {f"gain_{name}": value for name, value in gains.items()}
         quality |= {"level_lowest_adu": float(levels.min()), "level_highest_adu": float(levels.max()),
                     "dead_fraction": float(dead_pixels(flat, pars.dead_response).mean())}
@@ -128,7 +128,8 @@ def make_fringe(task: CalibrationTask, frames: Mapping[str, F32]) -> Made:
         meshes: dict[int, F32] = {}
         for _ in range(1 + _REFINEMENTS):
             levels = _flatten_sky(inputs, pattern, meshes, levels, pars)
-            done = combined(inputs, 1 / levels, pars, pedestal=1.0, flat=frames["flat"])
+            done = combined(inputs, 1 / levels, pars, pedestal=1.0, weights=levels,
+                            flat=frames["flat"])
             pattern = np.nan_to_num(done.mean, nan=0.0)
             pattern -= np.float32(_plain_mean(pattern))
         assert pattern is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -33,7 +35,8 @@ class FrameStack:
 
     def __init__(self, scratch: Path, shape: tuple[int, int]) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix="stack-", dir=scratch))
+        _clear_orphans(scratch)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"stack-{platform.node()}-{os.getpid()}-", dir=scratch))
         self.shape = shape
         self.size = 0
 
@@ -77,6 +80,18 @@ class FrameStack:
             for k, index in enumerate(indices):
                 out[k, :n] = self.read(index, rows)
             yield rows, out[:, :n]
+
+
+def _clear_orphans(scratch: Path) -> None:
+    """Remove the stacks of processes of this host that were killed."""
+    for folder in scratch.glob(f"stack-{platform.node()}-*"):
+        number = folder.name.rsplit("-", 2)[1]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue
 
 
 @dataclass(slots=True)

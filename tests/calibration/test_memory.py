@@ -1,5 +1,6 @@
 """Memory does not grow with the number of inputs."""
 
+import platform
 import tracemalloc
 
 import numpy as np
@@ -46,6 +47,17 @@ def test_the_result_does_not_depend_on_the_memory(tmp_path):
             out.append(combine(stack, list(range(9)), np.ones(9), *planes, n_sigma=4.0, memory_mb=memory))
     np.testing.assert_array_equal(out[0].mean, out[1].mean)
     assert out[0].noise_measured == out[1].noise_measured
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    left = tmp_path / f"stack-{platform.node()}-{2**22 + 1}-abc"  # beyond the largest process id
+    other = tmp_path / "stack-elsewhere-1-abc"
+    for folder in (left, other):
+        folder.mkdir()
+    with FrameStack(tmp_path, (4, 4)), FrameStack(tmp_path, (4, 4)):
+        assert not left.exists()
+        assert other.exists()
+        assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_stack_goes_away_with_its_folder(tmp_path):
