@@ -153,4 +153,6 @@ def _from_biases(search: _Search) -> None:
         done = combined(inputs, np.ones(n), search.pars, exposed=False)
         search.mark(hot_pixels(done.mean, search.pars.hot_sigma, both_signs=True), HOT)
         if n >= _UNSTABLE_INPUTS:
-            search.mark(done.chi2 > 1 + search.pars.hot_sigma * math.sqrt(2 / (n - 1)), UNSTABLE)
+            restless = done.chi2 > 1 + search.pars.hot_sigma * math.sqrt(2 / (n - 1))
+            # more outliers than cosmic rays make
+            search.mark(restless | (done.kept <= n - max(3, math.ceil(0.2 * n))), UNSTABLE)

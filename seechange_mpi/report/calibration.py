@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from seechange_mpi.model.calibration import DEAD, HOT, NON_LINEAR, UNSTABLE
 from seechange_mpi.report.figures import _encode, _figure
 
 F64 = npt.NDArray[np.float64]
@@ -39,9 +40,16 @@ def quick_look(frame: str | Path, out_png: str | Path | None = None) -> Path:
     spec = figure.add_gridspec(3, 3, width_ratios=(1.5, 1.2, 0.9))
     bad = header.get("CALKIND") == "badpixels"
     _picture(figure.add_subplot(spec[:, 0]), figure, data, bad)
-    _profile(figure.add_subplot(spec[0, 1]), data, 0, "column (median over rows)")
-    _profile(figure.add_subplot(spec[1, 1]), data, 1, "row (median over columns)")
-    _histogram(figure.add_subplot(spec[2, 1]), data, header)
+    axes = [figure.add_subplot(spec[k, 1]) for k in range(3)]
+    for axis, title in ((0, "column"), (1, "row")):
+        if bad:
+            _plot(axes[axis], np.mean(data != 0, axis=axis), f"bad fraction of each {title}", (0, 100))
+        else:
+            _profile(axes[axis], data, axis, f"median of each {title}")
+    if bad:
+        _bars(axes[2], data.astype(np.uint8))
+    else:
+        _histogram(axes[2], data, header)
     _text(figure.add_subplot(spec[:, 2]), header)
     out = Path(out_png) if out_png is not None else Path(frame).with_suffix(".png")
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -85,13 +93,27 @@ def _picture(ax: Any, figure: Any, data: F64, bad: bool) -> None:
 def _profile(ax: Any, data: F64, axis: int, title: str) -> None:
     with np.errstate(all="ignore"):
         values = np.nanmedian(data[::4], axis=0) if axis == 0 else np.nanmedian(data[:, ::4], axis=1)
+    _plot(ax, values, title, (0.5, 99.5))
+
+
+def _plot(ax: Any, values: F64, title: str, percent: tuple[float, float]) -> None:
     ax.plot(values, lw=0.6, color="C0")
     good = values[np.isfinite(values)]
     if good.size:
-        low, high = np.percentile(good, [0.5, 99.5])
+        low, high = np.percentile(good, percent)
         pad = 0.2 * (high - low) or 1e-3
         ax.set_ylim(low - pad, high + pad)
     ax.set_title(title, fontsize=9)
+    ax.tick_params(labelsize=7)
+
+
+def _bars(ax: Any, bits: npt.NDArray[np.uint8]) -> None:
+    names = {"dead": DEAD, "hot": HOT, "non-linear": NON_LINEAR, "unstable": UNSTABLE}
+    counts = [int(np.count_nonzero(bits & bit)) for bit in names.values()]
+    ax.barh(list(names), counts, color="C0")
+    for k, n in enumerate(counts):
+        ax.text(n, k, f" {n}", va="center", fontsize=8)
+    ax.set_title("pixels", fontsize=9)
     ax.tick_params(labelsize=7)
 
 

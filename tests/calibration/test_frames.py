@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 
 from seechange_mpi.calibration.make import make_frame
-from seechange_mpi.model.calibration import DEAD, HOT, NON_LINEAR
+from seechange_mpi.model.calibration import DEAD, HOT, NON_LINEAR, UNSTABLE
 
 
 def compare(lab, outcome, truth):
@@ -114,6 +114,18 @@ def test_non_linear_columns_are_found(lab, tmp_path):
     bits = fits.getdata(outcome.frame.path)
     assert ((bits & NON_LINEAR) != 0)[:, 100 - 32].all()
     assert ((bits & NON_LINEAR) != 0).sum() <= 320 + 3
+
+
+def test_unstable_pixels_are_found(lab, tmp_path):
+    rng = np.random.default_rng(3)
+
+    def jump(data):
+        data[50, 40:60] += rng.choice([0.0, 80.0], 20)
+
+    files = [lab.altered(f, tmp_path / "in", jump, f.name) for f in lab.of("bias")]
+    bits = fits.getdata(lab.make("badpixels", files, out=tmp_path).frame.path)
+    assert ((bits & UNSTABLE) != 0)[50, 8:28].sum() >= 18, "of 12 values 3 to 9 are high, but for one case in 50"
+    assert ((bits & UNSTABLE) != 0).sum() <= 20 + 2
 
 
 def test_file_names_hold_the_content_and_files_do_not_change(lab, frames, tmp_path):

@@ -113,6 +113,30 @@ def test_a_science_exposure_is_calibrated_with_them(place, made, tiny_survey, cl
     assert "nothing is left to do" in capsys.readouterr().out
 
 
+def test_its_pixels_differ_from_the_perfectly_calibrated_by_the_noise_of_the_frames(place, made, tiny_survey):
+    from seechange_mpi.gpu_kernels.stats import clipped
+    from seechange_mpi.instruments.camera import load_camera
+    from seechange_mpi.io.raw import read_exposure_info, read_section
+    from seechange_mpi.pipeline.preprocessing import Preprocessor
+
+    camera = load_camera(tiny_survey.root / "tiny.yaml")
+    exposure = read_exposure_info(tiny_survey.exposures[0], camera)
+    raw = read_section(exposure, camera, "T1")
+    step = Preprocessor(cosmic_rays=False)
+    perfect_frames = camera.calibration_paths("T1", "r", str(tiny_survey.root / "calib"))
+    perfect = step.run(raw, exposure, perfect_frames)
+    chosen = {r.kind: r for r in rows(place, section="T1") if r.calibrator_set != "externally_supplied"}
+    image = step.run(raw, exposure, {k: chosen[k].path for k in ("bias", "flat", "badpixels")})
+    level = float(np.median(fits.getdata(perfect_frames["flat"])))
+    usable = (image.flags == 0) & (perfect.flags == 0)
+    found = clipped((image.data - level * perfect.data)[usable], n_sigma=4)
+    sky = float(np.median(image.data[usable]))
+    noise = np.hypot(chosen["bias"].info["quality"]["noise"], sky * chosen["flat"].info["quality"]["noise"])
+    assert found.std == pytest.approx(noise, rel=0.05)
+    assert abs(found.mean) < 0.1 * noise
+    assert ((image.flags == 0) == (perfect.flags == 0)).mean() > 0.998, "the bad pixels of the truth, and hot ones"
+
+
 def test_another_frame_means_another_result(place, made, tiny_survey, verb):
     """A retired frame is no longer used: the exposure is planned again, and lacks one."""
     exposure = tiny_survey.exposures[0]
