@@ -5,10 +5,14 @@ from __future__ import annotations
 import glob
 import math
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+from astropy.io import fits
 
 from seechange_mpi.instruments.camera import Camera
 from seechange_mpi.io.raw import read_exposure_info
@@ -86,11 +90,15 @@ def date_of(mjd: float) -> str:
 
 def exposure_type(info: ExposureInfo, camera: Camera) -> str:
     """Return bias, dark, dome, twilight, flat (of unknown light) or object; "" if the header does not say."""
+    return _type_of(info.header, camera)
+
+
+def _type_of(header: Mapping[str, Any], camera: Camera) -> str:
     rule = camera.header.get("obstype")
     names = TYPE_KEYWORDS
     if rule is not None and rule.keyword is not None:
         names = (rule.keyword,) if isinstance(rule.keyword, str) else rule.keyword
-    value = next((str(info.header[n]).strip() for n in names if str(info.header.get(n, "")).strip()), "")
+    value = next((str(header[n]).strip() for n in names if str(header.get(n, "")).strip()), "")
     if rule is not None and rule.mapping is not None:
         value = rule.mapping.get(value, value)
     text = value.lower().replace("_", " ").replace("-", " ")
@@ -120,6 +128,17 @@ def read_info(path: Path, camera: Camera, *, filter_needed: bool) -> ExposureInf
         return read_exposure_info(path, camera, {"filter": ""})
 
 
+def _surely_other(path: Path, camera: Camera, wanted: Sequence[str]) -> bool:
+    """Whether the primary header alone says that a file is of another type: quicker than reading all headers."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = _type_of(fits.getheader(path, 0), camera)
+    except (OSError, ValueError, TypeError, IndexError):
+        return False
+    return found not in ("", *wanted)
+
+
 def select(
     paths: Sequence[Path], camera: Camera, kind: str, *, flat_type: str = "",
     nights: Sequence[tuple[float, float]] = (), filters: Sequence[str] = (), any_type: bool = False,
@@ -138,6 +157,9 @@ def select(
     rejected: list[Rejected] = []
     others = 0
     for path in paths:
+        if not any_type and _surely_other(path, camera, wanted):
+            others += 1
+            continue
         try:
             info = read_info(path, camera, filter_needed=kind in ("flat", "fringe"))
         except BadInput as err:
