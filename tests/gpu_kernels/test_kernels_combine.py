@@ -15,14 +15,15 @@ def noise_of(n, seed=1, sigma=4.0):
 
 @pytest.mark.parametrize("n", [3, 5, 10, 25])
 @pytest.mark.parametrize("n_sigma", [3.0, 5.0])
-def test_clipping_gaussian_noise_is_unbiased_and_costs_nothing(n, n_sigma):
+def test_clipping_gaussian_noise_is_unbiased_and_costs_little(n, n_sigma):
     stack = noise_of(n)
     done = combine_clipped(stack, read_variance=np.float32(16), n_sigma=n_sigma)
     error = 4.0 / np.sqrt(n)
     pixels = stack[0].size
     assert done.mean.mean() == pytest.approx(100.0, abs=4 * error / np.sqrt(pixels))
-    # the variance of a sample variance: 2 / pixels
-    assert done.mean.var() / error**2 == pytest.approx(1.0, abs=4 * np.sqrt(2 / pixels) + (0.02 if n_sigma == 3 else 0))
+    # the variance of a sample variance: 2 / pixels; clipping at 3 sigma costs 3 %, of three values 7 %
+    cost = 0.0 if n_sigma == 5 else 0.07 if n == 3 else 0.04
+    assert done.mean.var() / error**2 == pytest.approx(1.0 + cost / 2, abs=4 * np.sqrt(2 / pixels) + cost / 2)
     assert np.median(done.variance) == pytest.approx(error**2, rel=0.02)
     lost = done.clipped.sum() / stack.size
     assert lost <= 2 * expected_loss(n_sigma) + 2e-5
