@@ -114,6 +114,11 @@ _ZERO_POINT_FIGURES = ("scatter", "colour_term", "colour_slope", "colour_slope_e
                        "wing", "wing_err", "blocked", "map_err")
 
 
+def _known(value: float) -> float | None:
+    """A figure, NULL where it could not be measured."""
+    return value if np.isfinite(value) else None
+
+
 def _bits(product: Judged | None) -> dict[str, int]:
     """The two badness columns of a product."""
     if product is None:
@@ -200,7 +205,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         aper_cor_radii=list(p.zp.aper_cor_radii),
         aper_cors=list(p.zp.aper_cors),
         map=list(p.zp.map),
-        **{name: getattr(p.zp, name) for name in _ZERO_POINT_FIGURES},
+        **{name: _known(getattr(p.zp, name)) for name in _ZERO_POINT_FIGURES},
         **_bits(p.zp),
     )
     return part

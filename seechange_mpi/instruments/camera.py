@@ -7,6 +7,7 @@ are errors that name the keys there are.
 from __future__ import annotations
 
 import re
+from datetime import UTC, date, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from seechange_mpi.model.errors import ConfigError
 from seechange_mpi.model.flags import PixelFlag
 
 _FOLDER = Path(__file__).parent
+_MJD_ORDINAL = date(1858, 11, 17).toordinal()
 _SECTION = re.compile(r"^\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]$")
 
 Hdu = int | str | tuple[str, int]
@@ -104,9 +106,20 @@ class Section(_Model):
     rotation_deg: float = 0.0
     """Angle of the section's y axis from north, towards east, for parity-flipped x (east left)."""
     east_left: bool = True
+    header_wcs: Literal["hdu", "section"] = "hdu"
+    """Pixels that the WCS in the HDU's header counts: all of the HDU's, or those of the trimmed section (DECam)."""
     filter: str | None = None
     """For cameras with one filter per section."""
     defective: bool = False
+    """Never processed."""
+    defective_dates: tuple[tuple[date | None, date | None], ...] = ()
+    """Intervals [first day, first good day) of UT when it is not processed; null: open."""
+
+    def usable_at(self, mjd: float) -> bool:
+        """Return whether the section is to be processed in an exposure of that date."""
+        day = date.fromordinal(int(mjd) + _MJD_ORDINAL)
+        return not self.defective and not any(
+            (start is None or start <= day) and (end is None or day < end) for start, end in self.defective_dates)
 
 
 class HeaderRule(_Model):
@@ -177,6 +190,8 @@ class Camera(_Model):
     calibration: dict[str, str] = {}
     """Kind (`CALIBRATION_KINDS`) -> path with {calib_dir}, {section}, {filter}."""
     photometry: dict[str, Photometry] = {}
+    example_header: dict[str, str | float] = {}
+    """Keywords of an HDU as in a real file, those that the amplifiers name among them: the simulator writes them."""
     sections: tuple[Section, ...] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -215,8 +230,13 @@ class Camera(_Model):
 
     @property
     def section_ids(self) -> tuple[str, ...]:
-        """Ids of the usable sections."""
-        return tuple(s.id for s in self.sections if not s.defective)
+        """Ids of the sections that are usable today."""
+        today = datetime.now(UTC).date().toordinal() - _MJD_ORDINAL
+        return self.section_ids_at(float(today))
+
+    def section_ids_at(self, mjd: float) -> tuple[str, ...]:
+        """Return the ids of the sections that were usable at a date."""
+        return tuple(s.id for s in self.sections if s.usable_at(mjd))
 
     def section(self, section_id: str) -> Section:
         """Return a section by id.

@@ -322,7 +322,9 @@ def section_wcs(
         if usable:
             amp = section.amplifiers[0]
             x, y = origin
-            if amp.place == "given" and amp.data_section and amp.data_section.startswith("["):
+            if section.header_wcs == "section":
+                x, y = 0, 0
+            elif amp.place == "given" and amp.data_section and amp.data_section.startswith("["):
                 ys, xs = parse_fits_section(amp.data_section)
                 x, y = xs.start, ys.start
             cards["CRPIX1"], cards["CRPIX2"] = cards.get("CRPIX1", 0.0) - x, cards.get("CRPIX2", 0.0) - y
@@ -364,7 +366,7 @@ def section_footprints(exposure: ExposureInfo, camera: Camera) -> dict[str, list
 
     out: dict[str, list[tuple[float, float]]] = {}
     with open_fits(exposure.path) as hdus:
-        for section_id in camera.section_ids:
+        for section_id in camera.section_ids_at(exposure.mjd):
             section = camera.section(section_id)
             first = section.amplifiers[0]
             try:

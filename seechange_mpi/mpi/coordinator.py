@@ -162,7 +162,7 @@ class Coordinator:
         """
         camera = load_camera(claim.instrument)
         exposure = read_exposure_info(claim.path, camera, claim.params)
-        sections = self._sections(camera)
+        sections = self._sections(camera, exposure.mjd)
         filters = {s: camera.section(s).filter or exposure.filter for s in sections}
         footprints = section_footprints(exposure, camera)
         references = self._references(exposure, camera, filters, footprints)
@@ -192,10 +192,10 @@ class Coordinator:
                 last, claim.attempt)
         return prepared
 
-    def _sections(self, camera: Camera) -> tuple[str, ...]:
+    def _sections(self, camera: Camera, mjd: float) -> tuple[str, ...]:
         for s in self.options.sections:
             camera.section(s)
-        return tuple(s for s in camera.section_ids if not self.options.sections or s in self.options.sections)
+        return tuple(s for s in camera.section_ids_at(mjd) if not self.options.sections or s in self.options.sections)
 
     def _references(self, exposure: ExposureInfo, camera: Camera, filters: dict[str, str],
                     corners: dict[str, list[tuple[float, float]]]) -> dict[str, ReferenceLink]:
@@ -299,7 +299,8 @@ class Coordinator:
             failed = ", ".join(result.failed_sections)
             self._tell(lambda: self.source.fail(claim, f"sections failed: {failed}", counts), result)
             return
-        partial = is_partial(prepared, result) or len(prepared.tasks) < len(prepared.camera.section_ids)
+        usable = prepared.camera.section_ids_at(prepared.exposure.mjd)
+        partial = is_partial(prepared, result) or len(prepared.tasks) < len(usable)
         status: ReleaseStatus = "partial" if partial else "done"
         self._tell(lambda: self.source.release(claim, status, counts), result)
 

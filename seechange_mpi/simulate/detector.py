@@ -51,28 +51,45 @@ class Detector:
 
 
 def amplifier_slices(amp: Amplifier, camera: Camera) -> tuple[tuple[slice, slice], tuple[slice, slice] | None]:
-    """Literal data and overscan sections of an amplifier.
+    """Data and overscan sections of an amplifier, literal or those of the camera's ``example_header``.
 
     Raises
     ------
     ConfigError
-        The camera takes them from header keywords, so there is nothing to simulate from.
+        The camera takes them from header keywords that have no example, so there is nothing to simulate from.
     """
-    texts = (amp.data_section, amp.bias_section)
-    if amp.place != "given" or texts[0] is None or any(t is not None and not t.startswith("[") for t in texts):
-        raise ConfigError(f"camera {camera.name}: the simulator needs literal data_section and bias_section "
-                          "such as [1:1024,1:2048]")
-    assert texts[0] is not None
-    return parse_fits_section(texts[0]), parse_fits_section(texts[1]) if texts[1] else None
+    data, bias = (t if t is None or t.startswith("[") else camera.example_header.get(t)
+                  for t in (amp.data_section, amp.bias_section))
+    if not isinstance(data, str) or (amp.bias_section is not None and not isinstance(bias, str)):
+        raise ConfigError(f"camera {camera.name}: the simulator needs data_section and bias_section such as "
+                          "[1:1024,1:2048], or their keywords in example_header")
+    return parse_fits_section(data), parse_fits_section(bias) if isinstance(bias, str) else None
+
+
+def amplifier_places(section: Section, camera: Camera) -> list[tuple[int, int]]:
+    """First pixel (x0, y0) of every amplifier in the trimmed section."""
+    if section.amplifiers[0].place == "given":
+        return [(a.x0, a.y0) for a in section.amplifiers]
+    starts = [(xs.start, ys.start) for (ys, xs), _ in (amplifier_slices(a, camera) for a in section.amplifiers)]
+    x0, y0 = min(x for x, _ in starts), min(y for _, y in starts)
+    return [(x - x0, y - y0) for x, y in starts]
+
+
+def _typical(value: float | str | None, camera: Camera, default: float) -> tuple[float, bool]:
+    """A number of the camera, and whether it is exact: literal, or else about that of the example or the default."""
+    if isinstance(value, str):
+        example = camera.example_header.get(value)
+        return (float(example), False) if isinstance(example, int | float) else (default, False)
+    return (float(value), True) if value is not None else (default, False)
 
 
 def section_shape(section: Section, camera: Camera) -> tuple[int, int]:
     """Trimmed shape (ny, nx) of a section."""
     ny = nx = 0
-    for amp in section.amplifiers:
+    for amp, (x0, y0) in zip(section.amplifiers, amplifier_places(section, camera), strict=True):
         (ys, xs), _ = amplifier_slices(amp, camera)
-        ny = max(ny, amp.y0 + ys.stop - ys.start)
-        nx = max(nx, amp.x0 + xs.stop - xs.start)
+        ny = max(ny, y0 + ys.stop - ys.start)
+        nx = max(nx, x0 + xs.stop - xs.start)
     return ny, nx
 
 
@@ -82,54 +99,62 @@ def make_detector(section: Section, camera: Camera, pars: SimulationParameters, 
     ny, nx = section_shape(section, camera)
     y, x = np.mgrid[:ny, :nx]
     scale = camera.pixel_scale_arcsec
-    east = section.offset_arcsec[0] - scale * (x - (nx - 1) / 2)
-    north = section.offset_arcsec[1] + scale * (y - (ny - 1) / 2)
+    # (east, north) of a pixel, the inverse of Survey.pixels
+    a, b = (1.0 if not section.east_left else -1.0) * (x - (nx - 1) / 2), y - (ny - 1) / 2
+    cos, sin = np.cos(np.deg2rad(section.rotation_deg)), np.sin(np.deg2rad(section.rotation_deg))
+    east = section.offset_arcsec[0] + scale * (a * cos + b * sin)
+    north = section.offset_arcsec[1] + scale * (b * cos - a * sin)
     flat = (1 - 0.08 * (east**2 + north**2) / extent**2) * (1 + 0.01 * rng.standard_normal((ny, nx)))
     bias = (2.0 * np.sin(2 * np.pi * y / 97.0) + 1.5 * np.cos(2 * np.pi * x / 61.0)
             + 0.5 * rng.standard_normal((ny, nx)))
     bad = np.zeros((ny, nx), bool)
-    gains, noise = [], []
-    for amp in section.amplifiers:
+    gains: list[float] = []
+    noise: list[float] = []
+    saturation: list[float] = []
+    for amp, (x0, y0) in zip(section.amplifiers, amplifier_places(section, camera), strict=True):
         (_, xs), _ = amplifier_slices(amp, camera)
-        gains.append(float(amp.gain) if isinstance(amp.gain, float) else float((camera.gain or 1.7)
-                     * rng.uniform(0.93, 1.07)))
-        noise.append(float(amp.read_noise) if isinstance(amp.read_noise, float) else float((camera.read_noise or 6.0)
-                     * rng.uniform(0.95, 1.05)))
+        for out, value, default, spread in ((gains, amp.gain, camera.gain or 1.7, 0.07),
+                                            (noise, amp.read_noise, camera.read_noise or 6.0, 0.05)):
+            number, exact = _typical(value, camera, default)
+            out.append(number if exact else float(number * rng.uniform(1 - spread, 1 + spread)))
+        saturation.append(_typical(amp.saturation, camera, camera.saturation or 60000.0)[0])
         width = xs.stop - xs.start
         for column in rng.integers(5, width - 5, pars.bad_columns_per_amplifier):
             top = int(rng.integers(ny // 4, ny))
-            bad[amp.y0: amp.y0 + top, amp.x0 + column] = True
-    saturation = camera.saturation or 60000.0
+            bad[y0: y0 + top, x0 + column] = True
+    full = min(saturation)
     own = np.random.default_rng([pars.seed, 5, [s.id for s in camera.sections].index(section.id)])
     number = len(gains)
     return Detector(
-        section, (ny, nx), flat, bias, bad, gains, noise, saturation, dark_rate((ny, nx), pars.dark_e_per_s, own),
+        section, (ny, nx), flat, bias, bad, gains, noise, full, dark_rate((ny, nx), pars.dark_e_per_s, own),
         pars.fringe_amplitude * fringe_pattern((ny, nx), own),
-        [pars.nonlinearity / saturation * own.uniform(0.7, 1.3) for _ in gains],
+        [pars.nonlinearity / full * own.uniform(0.7, 1.3) for _ in gains],
         [(v, s, pars.crosstalk * own.uniform(0.5, 1.5)) for v in range(number) for s in range(number)
          if v != s and pars.crosstalk > 0])
 
 
-def backwards(amp: Amplifier) -> tuple[bool, bool]:
+def backwards(amp: Amplifier, camera: Camera) -> tuple[bool, bool]:
     """Whether an amplifier is read from the top, and from the right, of the trimmed section.
 
     Raises
     ------
     ConfigError
-        The camera takes the order from a header keyword.
+        The camera takes the order from a header keyword that has no example.
     """
     text = amp.read_order or "[1:1,1:1]"
+    text = text if text.startswith("[") else str(camera.example_header.get(text, text))
     limits = [int(n) for n in re.findall(r"\d+", text)]
     if not text.startswith("[") or len(limits) != 4:
-        raise ConfigError(f"the simulator needs a literal read_order such as [1024:1,1:2048], found {text}")
+        raise ConfigError(f"the simulator needs a literal read_order such as [1024:1,1:2048], or its keyword in "
+                          f"example_header; found {text}")
     return (limits[3] < limits[2]) != amp.flip_y, (limits[1] < limits[0]) != amp.flip_x
 
 
-def _add_crosstalk(detector: Detector, values: list[F64]) -> None:
+def _add_crosstalk(detector: Detector, camera: Camera, values: list[F64]) -> None:
     """Add to each amplifier's counts what it sees of the others', in the order of readout."""
     clean = [v.copy() for v in values]
     for victim, source, coefficient in detector.crosstalk:
-        orders = [backwards(detector.section.amplifiers[k]) for k in (victim, source)]
+        orders = [backwards(detector.section.amplifiers[k], camera) for k in (victim, source)]
         turn = tuple(a for a in (0, 1) if orders[0][a] != orders[1][a])
         values[victim] += coefficient * np.flip(clean[source], turn)
 
@@ -144,20 +169,23 @@ def read_out(detector: Detector, electrons: F64, camera: Camera, pars: Simulatio
     for hdu in dict.fromkeys(hdus):
         parts = [part for h, pair in zip(hdus, layout, strict=True) if h == hdu for part in pair if part is not None]
         raws[hdu] = np.zeros((max(p[0].stop for p in parts), max(p[1].stop for p in parts)))
-    headers = {hdu: fits.Header() for hdu in raws}
+    headers = {hdu: fits.Header(camera.example_header) for hdu in raws}
+    places = amplifier_places(section, camera)
     values: list[F64] = []
-    for k, (amp, (data, _)) in enumerate(zip(section.amplifiers, layout, strict=True)):
+    for k, (data, _) in enumerate(layout):
         height, width = data[0].stop - data[0].start, data[1].stop - data[1].start
-        part = (slice(amp.y0, amp.y0 + height), slice(amp.x0, amp.x0 + width))
+        x0, y0 = places[k]
+        part = (slice(y0, y0 + height), slice(x0, x0 + width))
         noisy = electrons[part] + detector.read_noise[k] * rng.standard_normal(electrons[part].shape)
         values.append(bend(noisy / detector.gains[k], detector.curvature[k]) + detector.bias[part])
-    _add_crosstalk(detector, values)
+    _add_crosstalk(detector, camera, values)
     for k, (amp, hdu, (data, over)) in enumerate(zip(section.amplifiers, hdus, layout, strict=True)):
         gain, noise = detector.gains[k], detector.read_noise[k]
         rows, cols = data[0].stop - data[0].start, data[1].stop - data[1].start
         level = pars.bias_level_adu + 15.0 * k + 5.0 * epoch
         drift = level + 3.0 * np.sin(np.arange(rows) / 180.0 + epoch)
-        part = (slice(amp.y0, amp.y0 + rows), slice(amp.x0, amp.x0 + cols))
+        x0, y0 = places[k]
+        part = (slice(y0, y0 + rows), slice(x0, x0 + cols))
         value = values[k]
         value[detector.bad[part]] = 5.0
         value += drift[:, None]

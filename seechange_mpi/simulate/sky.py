@@ -52,7 +52,7 @@ def field_extent(camera: Camera, shape: dict[str, tuple[int, int]]) -> tuple[flo
     for s in camera.sections:
         ny, nx = shape[s.id]
         reach = 0.5 * camera.pixel_scale_arcsec * np.hypot(nx, ny) if s.rotation_deg % 90 else 0.0
-        for axis, n in enumerate((nx, ny)):
+        for axis, n in enumerate((ny, nx) if s.rotation_deg % 180 == 90 else (nx, ny)):
             size = reach or 0.5 * camera.pixel_scale_arcsec * n
             half[axis] = max(half[axis], abs(s.offset_arcsec[axis]) + size)
     return half[0], half[1]
@@ -79,7 +79,8 @@ def make_sky(pars: SimulationParameters, camera: Camera, shape: dict[str, tuple[
          "shear2": rng.normal(0, 0.15, n_gal).clip(-0.4, 0.4)},
     ]
     for s in camera.sections:
-        parts += _special(pars, camera, s.offset_arcsec, shape[s.id], parts[1], rng)
+        size = shape[s.id][::-1] if s.rotation_deg % 180 == 90 else shape[s.id]
+        parts += _special(pars, camera, s.offset_arcsec, size, parts[1], rng)
     return _assemble(parts)
 
 

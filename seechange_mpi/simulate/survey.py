@@ -46,7 +46,7 @@ class _Survey:
         shapes = {s.id: section_shape(s, self.camera) for s in self.camera.sections}
         self.extent = float(np.hypot(*field_extent(self.camera, shapes)))
         self.detectors: list[Detector] = [make_detector(s, self.camera, pars, self.extent, rng)
-                                          for s in self.camera.sections if not s.defective]
+                                          for s in self.camera.sections if s.usable_at(pars.start_mjd)]
         self.sky: Sky = make_sky(pars, self.camera, shapes, rng)
         for folder in ("raw", "calib", "truth"):
             (outdir / folder).mkdir(parents=True, exist_ok=True)

@@ -105,6 +105,11 @@ def test_camera_verbs(tmp_path):
     shown = tmp_path / "copy.yaml"
     shown.write_text(call("show", "LS4").stdout)
     assert load_camera(shown).section_ids == load_camera("LS4").section_ids
+    told = call("info", "DECam", "--plot", str(tmp_path / "plane.png"))
+    assert told.returncode == 0, told.stderr
+    assert "r = g +0.28527 -0.65444 (bp-rp) +0.25416 (bp-rp)^2" in told.stdout
+    assert "defective 2013-11-08..2016-12-29" in told.stdout
+    assert (tmp_path / "plane.png").is_file()
     bad = call("validate", "nothing")
     assert bad.returncode == 2
     assert "there are" in bad.stderr

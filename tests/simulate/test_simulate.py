@@ -120,8 +120,11 @@ def test_same_seed_same_bytes_other_seed_other_sky(tmp_path):
 def test_cameras_that_cannot_be_simulated_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="raw"):
         simulate_survey(tmp_path, SimulationParameters(camera="generic-fits"))
-    with pytest.raises(ConfigError, match="literal"):
-        simulate_survey(tmp_path, SimulationParameters(camera="DECam"))
+    path = tmp_path / "keywords.yaml"
+    sections = "[{id: '1', amplifiers: [{data_section: DATASEC}]}]"
+    path.write_text(f"name: keywords\npixel_scale_arcsec: 0.5\nsections: {sections}\n")
+    with pytest.raises(ConfigError, match="example_header"):
+        simulate_survey(tmp_path, SimulationParameters(camera=str(path)))
 
 
 @pytest.mark.parametrize("hdu", ["number", "primary", "version"])
