@@ -56,8 +56,8 @@ def run_chain(files: Files, out: dict[str, Any], folder: Path) -> dict[str, Any]
     _run(cost, "astrometry", folder, "scamp", "second.cat", "-c", str(_defaults(folder, "scamp")), "-ASTREF_CATALOG",
          "FILE", "-ASTREFCAT_NAME", "reference.cat", "-ASTREFMAG_KEY", "MAG", "-ASTREFMAGERR_KEY", "MAGERR",
          "-SOLVE_PHOTOM", "N", "-DISTORT_DEGREES", "3", "-CHECKPLOT_TYPE", "NONE", "-NTHREADS", "1",
-         "-MATCH_RESOL", "0", "-POSITION_MAXERR", "1.0", "-POSANGLE_MAXERR", "2.0", "-CROSSID_RADIUS", "2.0", "-VERBOSE_TYPE", "QUIET",
-         "-WRITE_XML", "N", "-CENTROID_KEYS", "XWIN_IMAGE,YWIN_IMAGE", "-CENTROIDERR_KEYS",
+         "-MATCH_RESOL", "0", "-POSITION_MAXERR", "1.0", "-POSANGLE_MAXERR", "2.0", "-CROSSID_RADIUS", "2.0",
+         "-VERBOSE_TYPE", "QUIET", "-WRITE_XML", "N", "-CENTROID_KEYS", "XWIN_IMAGE,YWIN_IMAGE", "-CENTROIDERR_KEYS",
          "ERRAWIN_IMAGE,ERRBWIN_IMAGE,ERRTHETAWIN_IMAGE", "-DISTORT_KEYS", "XWIN_IMAGE,YWIN_IMAGE")
     with fits.open(folder / "second.cat") as hdus:
         sources = np.array(hdus[2].data)

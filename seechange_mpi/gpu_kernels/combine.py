@@ -13,7 +13,8 @@ consistency factor of small samples of Croux & Rousseeuw (1992, COMPSTAT 1, 411)
 The limits lie symmetrically about the centre: symmetric noise gives no bias (measured: below 0.002 of the error of the
 mean). A Gaussian loses erfc(n_sigma / √2) of its values: at 5 σ 6e-7, at 4 σ 6e-5, at 3 σ 0.27 % (of three values
 0.5 %, for a median of three is not their mean). Measured for 3 to 60 inputs, the variance of the mean is
-σ² / n at 5 σ (to 0.2 %), 0.3 % more at 4 σ and 3 % more at 3 σ (7 % for three inputs); that of a median is 34 to 55 % more.
+σ² / n at 5 σ (to 0.2 %), 0.3 % more at 4 σ and 3 % more at 3 σ (7 % for three inputs); that of a median is 34 to 55 %
+more.
 
 NumPy and CuPy agree to 1e-5 of the noise, apart from decisions at the limit on values that differ by rounding.
 """

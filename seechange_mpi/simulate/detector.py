@@ -17,6 +17,7 @@ from seechange_mpi.simulate.parameters import SimulationParameters
 F64 = npt.NDArray[np.float64]
 Frames = dict[Hdu, tuple[npt.NDArray[np.uint16], fits.Header]]
 """HDU -> raw pixels [ADU] and header."""
+Part = tuple[slice, slice]
 
 
 @dataclass
@@ -159,6 +160,24 @@ def _add_crosstalk(detector: Detector, camera: Camera, values: list[F64]) -> Non
         values[victim] += coefficient * np.flip(clean[source], turn)
 
 
+def _counts(detector: Detector, camera: Camera, electrons: F64, layout: list[tuple[Part, Part | None]],
+            rng: np.random.Generator) -> tuple[list[F64], list[F64]]:
+    """Return the counts above the pedestal of each amplifier's pixels, crosstalk included, and of its overscan."""
+    values, quiet = [], []
+    for k, ((x0, y0), (data, over)) in enumerate(zip(amplifier_places(detector.section, camera), layout, strict=True)):
+        gain, noise = detector.gains[k], detector.read_noise[k]
+        rows, cols = data[0].stop - data[0].start, data[1].stop - data[1].start
+        part = (slice(y0, y0 + rows), slice(x0, x0 + cols))
+        linear = (electrons[part] + noise * rng.standard_normal((rows, cols))) / gain
+        value = bend(linear, detector.curvature[k]) + detector.bias[part]
+        value[detector.bad[part]] = 5.0
+        values.append(value)
+        n_over = 0 if over is None else over[1].stop - over[1].start
+        quiet.append(noise / gain * rng.standard_normal((rows, n_over)))
+    _add_crosstalk(detector, camera, values)
+    return values, quiet
+
+
 def read_out(detector: Detector, electrons: F64, camera: Camera, pars: SimulationParameters, epoch: int,
              rng: np.random.Generator) -> Frames:
     """Turn collected electrons into the raw frames of the section, overscan included: one for each of its HDUs."""
@@ -170,29 +189,16 @@ def read_out(detector: Detector, electrons: F64, camera: Camera, pars: Simulatio
         parts = [part for h, pair in zip(hdus, layout, strict=True) if h == hdu for part in pair if part is not None]
         raws[hdu] = np.zeros((max(p[0].stop for p in parts), max(p[1].stop for p in parts)))
     headers = {hdu: fits.Header(camera.example_header) for hdu in raws}
-    places = amplifier_places(section, camera)
-    values: list[F64] = []
-    for k, (data, _) in enumerate(layout):
-        height, width = data[0].stop - data[0].start, data[1].stop - data[1].start
-        x0, y0 = places[k]
-        part = (slice(y0, y0 + height), slice(x0, x0 + width))
-        noisy = electrons[part] + detector.read_noise[k] * rng.standard_normal(electrons[part].shape)
-        values.append(bend(noisy / detector.gains[k], detector.curvature[k]) + detector.bias[part])
-    _add_crosstalk(detector, camera, values)
+    values, quiet = _counts(detector, camera, electrons, layout, rng)
     for k, (amp, hdu, (data, over)) in enumerate(zip(section.amplifiers, hdus, layout, strict=True)):
         gain, noise = detector.gains[k], detector.read_noise[k]
-        rows, cols = data[0].stop - data[0].start, data[1].stop - data[1].start
+        rows = data[0].stop - data[0].start
         level = pars.bias_level_adu + 15.0 * k + 5.0 * epoch
         drift = level + 3.0 * np.sin(np.arange(rows) / 180.0 + epoch)
-        x0, y0 = places[k]
-        part = (slice(y0, y0 + rows), slice(x0, x0 + cols))
-        value = values[k]
-        value[detector.bad[part]] = 5.0
-        value += drift[:, None]
+        value = values[k] + drift[:, None]
         raws[hdu][data] = np.flip(value, tuple(a for a, f in ((0, amp.flip_y), (1, amp.flip_x)) if f))
         if over is not None:
-            n_over = over[1].stop - over[1].start
-            bias = drift[:, None] + noise / gain * rng.standard_normal((rows, n_over))
+            bias = drift[:, None] + quiet[k]
             raws[hdu][over] = np.flip(bias, 0) if amp.flip_y else bias
         for keyword, number in ((amp.gain, gain), (amp.read_noise, noise)):
             if isinstance(keyword, str):

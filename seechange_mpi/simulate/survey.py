@@ -138,14 +138,20 @@ class _Survey:
                            self.sky.radius[k] / self.camera.pixel_scale_arcsec, self.sky.shear1[k], self.sky.shear2[k])
             else:
                 add_point(ideal, psf, x[k], y[k], flux[k], u[k], v[k], noise)
-        plane = self.add_streaks(ideal, detector, epoch)
         light = (ideal + sky * (1 + detector.fringe)) * detector.flat
         electrons = rng.poisson(light + detector.dark * self.pars.exp_time_s).astype(np.float64)
+        # with numbers of its own, so that the rest of the image is the same with a trail as without
+        trail = np.zeros((ny, nx))
+        plane = self.add_streaks(trail, detector, epoch)
+        if plane.any():
+            number = [d.section.id for d in self.detectors].index(detector.section.id)
+            own = np.random.default_rng([self.pars.seed, 7, epoch, number])
+            electrons += own.poisson(trail * detector.flat)
         add_cosmic_rays(electrons, rng.poisson(self.pars.cosmic_rays_per_mpix * ny * nx / 1e6), rng)
         if self.pars.full_well_e > 0:
             plane[spill(electrons, self.pars.full_well_e)] |= BLEED
         truth = self.truth(detector, epoch, x, y, u, v, flux)
-        truth["on_trail"] = self.near(truth, plane & TRAIL != 0, 1.5 * psf.fwhm)
+        truth["on_trail"] = self.near(truth, plane & TRAIL != 0, 7 * psf.fwhm)
         return electrons, truth, plane
 
     @staticmethod
