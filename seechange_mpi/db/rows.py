@@ -32,6 +32,13 @@ TABLES_IN_ORDER: tuple[str, ...] = (
     "measurement_sets",
 )
 
+WCS_FIGURES: tuple[str, ...] = (
+    "rms_radial_mas", "max_residual_mas", "mean_ra_mas", "mean_dec_mas", "chi2_dof", "floor_mas", "error_centre_mas",
+    "error_corner_mas", "header_offset_ra_arcsec", "header_offset_dec_arcsec", "header_rotation_deg", "header_scale",
+    "log10_chance",
+)
+"""Figures of `WorldCoordinates` that are columns under the same name."""
+
 
 @dataclass(slots=True)
 class PartRows:
@@ -190,6 +197,8 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         n_matched=p.wcs.n_matched,
         rms_mas=p.wcs.rms_mas,
         header=p.wcs.header,
+        fit_order=p.wcs.order,
+        **{name: getattr(p.wcs, name) for name in WCS_FIGURES},
         **_bits(p.wcs),
     )
     part.add(
