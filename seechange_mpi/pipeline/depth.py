@@ -14,9 +14,9 @@ from seechange_mpi.pipeline.backgrounding import subtract_background
 
 _PLASTIC = (0.7548776662466927, 0.5698402909980532)
 """Steps of a sequence that fills the square evenly (Roberts 2018)."""
-_BLEND, _BLEND_SLOPE, _BLEND_REACH = 2.3, 0.8, 6.0
-"""A source is lost within _BLEND + _BLEND_SLOPE log10(flux ratio) FWHM of one of at least half its flux, within
-_BLEND_REACH at most: what the extraction does to 1,200 injected stars (benchmarks/calibration.py)."""
+_BLEND, _CONTRAST, _REACH = 0.8, 0.05, 4.0
+"""A source is lost within _BLEND FWHM of one of at least half its flux, and where its top is below _CONTRAST of the
+other's light at the same place, within _REACH FWHM: how the extraction searches the residual image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,10 @@ def _hidden_below(x: F64, y: F64, sources: SourceList, fwhm: float) -> F64:
         return out
     flux = np.where(np.isfinite(t["flux_psf"]), t["flux_psf"], t["flux_apertures"][:, 1]).astype(float)
     pairs = cKDTree(np.stack([x, y], axis=-1)).sparse_distance_matrix(
-        cKDTree(np.stack([t["x"], t["y"]], axis=-1)), _BLEND_REACH * fwhm, output_type="ndarray")
+        cKDTree(np.stack([t["x"], t["y"]], axis=-1)), _REACH * fwhm, output_type="ndarray")
     f = np.maximum(flux[pairs["j"]], 0.0)
-    np.maximum.at(out, pairs["i"], np.minimum(2.0 * f, f * 10 ** ((_BLEND - pairs["v"] / fwhm) / _BLEND_SLOPE)))
+    distance = pairs["v"] / fwhm
+    # a Moffat profile of beta 3
+    light = (1.0 + (2.0 * distance) ** 2 * (2.0 ** (1.0 / 3.0) - 1.0)) ** -3
+    np.maximum.at(out, pairs["i"], f * np.where(distance < _BLEND, 2.0, _CONTRAST * light))
     return out

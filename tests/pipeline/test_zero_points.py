@@ -171,7 +171,9 @@ def test_sources_that_block_the_view():
     sources.table["x"], sources.table["y"] = rng.uniform(0, 300, 40), rng.uniform(0, 400, 40)
     sources.table["flux_psf"] = 1e4
     depth = measure_depth(image, background, constant_psf(), sources)
-    radius = 4.0 * (2.3 + 0.8 * np.log10(1e4 / depth.flux))
+    # where a twentieth of a Moffat profile is as bright as the source's top
+    light = depth.flux / (0.05 * 1e4)
+    radius = 4.0 * max(0.8, np.sqrt((light ** (-1 / 3) - 1) / (2 ** (1 / 3) - 1)) / 2)
     assert depth.blocked == pytest.approx(1 - np.exp(-40 * np.pi * radius**2 / 120_000), abs=0.05)
     sigma = depth.flux / depth.noise
     assert (1 - depth.blocked) * norm.cdf(sigma + 1 / sigma - 5) == pytest.approx(0.5, abs=0.01)
