@@ -57,7 +57,7 @@ def write_products(g: h5py.Group, p: SectionProducts) -> None:
         write_plane(b, "mesh", p.background.mesh, "ADU")
         write_plane(b, "mesh_rms", p.background.mesh_rms, "ADU")
         set_attrs(b, {"box_size": p.background.box_size, "shape": p.background.shape, "value": p.background.value,
-                      "noise": p.background.noise} | _bits(p.background))
+                      "noise": p.background.noise, "error": p.background.error} | _bits(p.background))
     if p.psf is not None:
         h = g.create_group("psf")
         write_plane(h, "basis", p.psf.basis)
@@ -129,7 +129,8 @@ def read_products(g: h5py.Group, path: str, *, pixels: bool) -> SectionProducts:
         b = g["background"]
         a = b.attrs
         p.background = Background(b["mesh"][...], b["mesh_rms"][...], int(a["box_size"]),
-                                  (int(a["shape"][0]), int(a["shape"][1])), float(a["value"]), float(a["noise"]))
+                                  (int(a["shape"][0]), int(a["shape"][1])), float(a["value"]), float(a["noise"]),
+                                  float(a.get("error", float("nan"))))
     if "psf" in g:
         h, a = g["psf"], g["psf"].attrs
         p.psf = PSF(h["basis"][...], int(a["degree"]), float(a["x0"]), float(a["y0"]), float(a["x_scale"]),

@@ -155,6 +155,7 @@ class Background:
     mesh, mesh_rms : (my, mx) float32 [ADU], values at the box centres.
     box_size : int [pix];  shape : (ny, nx) of the image.
     value, noise : float [ADU], medians over the image.
+    error : float [ADU], median error of the level; NaN where it is not known.
     """
 
     mesh: F32
@@ -163,6 +164,7 @@ class Background:
     shape: tuple[int, int]
     value: float
     noise: float
+    error: float = float("nan")
     bitflag: int = 0
     upstream_bitflag: int = 0
 

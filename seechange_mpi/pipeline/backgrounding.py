@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from seechange_mpi.config.parameters import Parameters, par
-from seechange_mpi.gpu_kernels.background import fit_background, render_mesh
+from seechange_mpi.gpu_kernels.background import measure_background, render_mesh
 from seechange_mpi.model.errors import AlgorithmError
 from seechange_mpi.model.products import F32, Background, Image
 from seechange_mpi.pipeline.step import Step
@@ -41,13 +41,13 @@ class Backgrounder(Step[BackgroundParameters]):
             raise AlgorithmError("background", "every pixel is flagged", {"pixels": mask.size})
         p = self.pars
         box = min(p.box_size, *image.shape)
-        mesh, rms = fit_background(image.data, mask, box, p.filt_size, p.detect_sigma, p.iterations)
+        mesh, rms, error = measure_background(image.data, mask, box, p.filt_size, p.detect_sigma, p.iterations)
         if not (np.isfinite(rms).all() and (rms > 0).all()):
             raise AlgorithmError("background", "the rms of the sky is not positive: constant or missing data",
                                  {"least_rms": float(np.nanmin(rms)), "good_pixels": int((~mask).sum())})
         value = float(np.median(render_mesh(mesh, box, image.shape)))
         noise = float(np.median(render_mesh(rms, box, image.shape)))
-        return Background(mesh, rms, box, image.shape, value, noise)
+        return Background(mesh, rms, box, image.shape, value, noise, float(np.median(error)))
 
 
 def subtract_background(image: Image, background: Background) -> F32:

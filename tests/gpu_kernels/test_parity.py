@@ -19,7 +19,13 @@ from kernel_truth import add_stars, grid_positions, stamp
 
 from seechange_mpi import gpu_kernels
 from seechange_mpi.gpu_kernels.alard_lupton import solve_alard_lupton
-from seechange_mpi.gpu_kernels.background import fit_background, fit_mesh, render_mesh, source_mask
+from seechange_mpi.gpu_kernels.background import (
+    fit_background,
+    fit_mesh,
+    measure_background,
+    render_mesh,
+    source_mask,
+)
 from seechange_mpi.gpu_kernels.combine import combine_clipped
 from seechange_mpi.gpu_kernels.convolve import convolve_direct, convolve_fft, convolve_variance, convolve_varying
 from seechange_mpi.gpu_kernels.cosmicray import detect_cosmics
@@ -299,6 +305,8 @@ TABLE = [
     Entry("aperture_photometry none", lambda: nothing(radii=(2.0,)), aperture_photometry, 0),
     Entry("moments", lambda: some(sources(sigma=2.0), "data", "mask", "x", "y", "sigma"), moments, 1e-7,
           {"flux": 1e-3, "theta": 1e-5}),
+    Entry("measure_background", lambda: {"data": star_field(2, gradient=0.5)["data"], "mask": star_field(2)["mask"],
+                                         "box_size": 40}, measure_background, 5e-3),
     Entry("fit_background", lambda: {"data": star_field(2, gradient=0.5)["data"], "mask": star_field(2)["mask"],
                                      "box_size": 40}, fit_background, 5e-3),
     Entry("fit_mesh", lambda: {**some(star_field(2), "data", "mask"), "box_size": 40}, fit_mesh, 1e-3),
