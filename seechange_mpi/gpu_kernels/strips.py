@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +85,12 @@ class Strip:
 
     def find_run(self, sigma: float, min_length: int) -> Run | None:
         """Refine the line and return the run of pieces that show a streak, or None where there is no trail."""
+        with warnings.catch_warnings():
+            # pieces and offsets without a good pixel give NaN
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return self._find_run(sigma, min_length)
+
+    def _find_run(self, sigma: float, min_length: int) -> Run | None:
         level, weight = _pieces(np.clip(self.significance, -_CLIP, _CLIP), self.good)
         level = level - np.nanmedian(np.where(weight > 0, level, np.nan), axis=1, keepdims=True)
         level[~np.isfinite(level)] = 0
@@ -232,8 +239,7 @@ class Strip:
         for k in range(first, last + 1):
             column = np.clip(np.arange(at[k] - reach, at[k] + reach + 1), 0, 2 * _HALF)
             rows.append(np.where(weight[k, column] > 0, level[k, column], np.nan))
-        with np.errstate(all="ignore"):
-            profile = np.nanmedian(np.array(rows), axis=0)
+        profile = np.nanmedian(np.array(rows), axis=0)
         error = 1.25 / np.sqrt(_PIECE * len(rows))
         least = max(0.2, 3 * error)
         sides = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,8 +65,7 @@ def _clipped_means(pieces: F32) -> F64:
     middle = np.nanmedian(pieces, axis=1, keepdims=True)
     offset = pieces - middle
     spread = MAD_TO_SIGMA * np.nanmedian(np.abs(offset), axis=1, keepdims=True)
-    with np.errstate(all="ignore"):
-        offset[~(np.abs(offset) <= np.maximum(2.5 * spread, 1.0))] = np.nan
+    offset[~(np.abs(offset) <= np.maximum(2.5 * spread, 1.0))] = np.nan
     return np.asarray(middle[:, 0] + np.nanmean(offset, axis=1), dtype=np.float64)
 
 
@@ -99,8 +99,10 @@ def measure_seam(data: F32, bad: npt.NDArray[np.bool_], boxes: Sequence[Box], fi
     sides = _sides(data, bad, boxes[first], boxes[second])
     if sides is None:
         return None
-    (a, e_a), (b, e_b) = (_at_seam(s) for s in sides)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        # pieces without a good pixel give NaN
+        warnings.simplefilter("ignore", RuntimeWarning)
+        (a, e_a), (b, e_b) = (_at_seam(s) for s in sides)
         ratio, error = np.log(a / b), np.hypot(e_a / a, e_b / b)
     good = np.isfinite(ratio) & np.isfinite(error) & (error > 0)
     for _ in range(5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -102,10 +103,12 @@ def line_levels(lines: F32, method: Method, knots: int = 8) -> F64:
     knots : intervals of the spline.
     """
     n = len(lines)
-    if method == "median":
-        with np.errstate(all="ignore"):
+    with warnings.catch_warnings():
+        # lines without a good pixel give NaN, filled from their neighbours
+        warnings.simplefilter("ignore", RuntimeWarning)
+        if method == "median":
             return _filled(np.nanmedian(lines, axis=1).astype(np.float64))
-    mean, variance = _clipped_means(lines)
+        mean, variance = _clipped_means(lines)
     mean = _filled(mean)
     if method == "mean" or n < 4:
         return mean

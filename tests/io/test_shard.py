@@ -205,3 +205,14 @@ def test_badness_comes_back_and_older_files_have_none(tmp_path):
     assert old.report.bitflag == 0
     assert old.products.measurements.table["bitflag"].tolist() == [0]
     assert old.products.measurements.table["flux_psf"].tolist() == [1000.0]
+
+
+def test_figures_of_the_corrections_are_stored_and_files_without_them_are_read(tmp_path):
+    products = image_products(150.0, 2.0)
+    products.image.metrics = {"fringe_scale": 431.5, "n_trails": 2}
+    path = shard(tmp_path, products)
+    assert read_shard(path).products.image.metrics == products.image.metrics
+    with h5py.File(path, "r+") as f:
+        image = f["sections/S1/image"]
+        del image.attrs["metrics"]
+    assert read_shard(path).products.image.metrics == {}
