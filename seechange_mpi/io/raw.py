@@ -190,8 +190,9 @@ def _region(text: str, header: fits.Header, shape: tuple[int, int], path: str, w
 
 
 def _read_amplifier(
-    hdus: fits.HDUList, amp: Amplifier, section: Section, camera: Camera, exposure: ExposureInfo
+    hdus: fits.HDUList, amp: Amplifier, section: Section, camera: Camera, exposure: ExposureInfo, ordered: bool
 ) -> RawAmplifier:
+    """Read one amplifier; `ordered`: the order of readout matters, and it is an error if the header lacks it."""
     path, what = exposure.path, f"section {section.id}" + (f" amplifier {amp.name}" if amp.name else "")
     hdu = get_hdu(hdus, amp.hdu if amp.hdu is not None else section.hdu, path, what)
     check_whole(hdu, path, what)
@@ -219,7 +220,7 @@ def _read_amplifier(
                          path, f"{what} saturation")
     gain = _number(amp.gain, header, camera.gain, given.get("gain"), path, f"{what} gain")
     x0, y0 = (xs.start, ys.start) if amp.place == "data_section" else (amp.x0, amp.y0)
-    right, top = _read_backwards(amp, header, path, what)
+    right, top = _read_backwards(amp, header, path, what) if ordered else (False, False)
     return RawAmplifier(data, overscan, x0, y0, gain, read_noise, saturation, amp.name, parallel, right != amp.flip_x,
                         top != amp.flip_y, 0 if amp.bleed_axis == "y" else 1, amp.linearity)
 
@@ -254,7 +255,7 @@ def read_section(exposure: ExposureInfo, camera: Camera, section_id: str,
     section = camera.section(section_id)
     path = exposure.path
     with open_fits(path) as hdus:
-        amps = [_read_amplifier(hdus, a, section, camera, exposure) for a in section.amplifiers]
+        amps = [_read_amplifier(hdus, a, section, camera, exposure, bool(crosstalk)) for a in section.amplifiers]
         origin = (0, 0)
         if section.amplifiers[0].place == "data_section":
             origin = min(a.x0 for a in amps), min(a.y0 for a in amps)
@@ -289,7 +290,7 @@ def _read_sources(hdus: fits.HDUList, camera: Camera, exposure: ExposureInfo, se
     for name in sorted({(t.section, t.source) for t in terms if t.section != section_id}):
         source = camera.section(name[0])
         amp = next(a for a in source.amplifiers if a.name == name[1])
-        out[name] = _read_amplifier(hdus, amp, source, camera, exposure)
+        out[name] = _read_amplifier(hdus, amp, source, camera, exposure, True)
     return out
 
 

@@ -8,6 +8,7 @@ from astropy.io import fits
 from seechange_mpi.instruments.camera import Camera
 from seechange_mpi.io.raw import read_exposure_info, read_overrides, read_section, sidecar_of
 from seechange_mpi.model.errors import BadInput
+from seechange_mpi.model.products import CrosstalkTerm
 from seechange_mpi.pipeline.wcs_tools import has_distortion, pixel_to_sky
 
 NY, NX, OVER = 40, 64, 8
@@ -225,3 +226,32 @@ def test_nonsense_in_the_sidecar_is_one_clear_error(exposure, text):
     sidecar_of(exposure[0]).write_text(text)
     with pytest.raises(BadInput, match=r"night_001\.fits"):
         read_section(read_exposure_info(exposure[0], camera()), camera(), "1")
+
+
+@pytest.mark.parametrize(("flip", "order", "expected"), [
+    (False, None, (False, False)), (True, None, (True, True)), (False, "[20:1,30:1]", (True, True)),
+    (True, "[20:1,1:30]", (False, True)), (False, "AMPSEC", (True, False))])
+def test_what_the_camera_says_of_an_amplifier_arrives(tmp_path, flip, order, expected):
+    pixels = np.arange(36 * 25, dtype=np.float32).reshape(36, 25)
+    hdu = fits.PrimaryHDU(pixels)
+    hdu.header.update({"MJD-OBS": 6e4, "EXPTIME": 1.0, "FILTER": "r", "AMPSEC": "[20:1,1:30]"})
+    path = tmp_path / "one.fits"
+    hdu.writeto(path)
+    amp = {"name": "A", "data_section": "[1:20,1:30]", "bias_section": "[21:25,1:30]", "gain": 1.0, "flip_x": flip,
+           "parallel_bias_section": "[1:20,31:36]", "flip_y": flip, "read_order": order, "bleed_axis": "x",
+           "linearity": [0.0, 1.0, 1e-6]}
+    cam = camera(sections=[{"id": "1", "amplifiers": [amp]}])
+    terms = [CrosstalkTerm("A", "1", "A", 1e-4)]
+    got = read_section(read_exposure_info(path, cam), cam, "1", terms).amplifiers[0]
+    assert (got.from_right, got.from_top) == expected
+    assert (got.bleed_axis, got.linearity) == (1, (0.0, 1.0, 1e-6))
+    turn = (slice(None, None, -1),) * 2 if flip else (slice(None),) * 2
+    assert (got.data == pixels[:30, :20][turn]).all()
+    assert (got.overscan == pixels[:30, 20:][turn]).all()
+    assert (got.parallel_overscan == pixels[30:, :20][turn]).all()
+    amp["read_order"] = "NOWHERE"
+    cam = camera(sections=[{"id": "1", "amplifiers": [amp]}])
+    with pytest.raises(BadInput, match="amplifier A read_order"):
+        read_section(read_exposure_info(path, cam), cam, "1", terms)
+    # without crosstalk the order does not matter
+    assert read_section(read_exposure_info(path, cam), cam, "1").shape == (30, 20)
