@@ -69,13 +69,15 @@ def command(
 
 def _solve(resolved: object, comm: object, lists: list[Path], catalog: str | None, out: Path, size: str | None,
            mjd: float | None, origin: int | None) -> int:
+    from dataclasses import replace
+
     from seechange_mpi.config.resolve import Config
     from seechange_mpi.io.source_list import ListSettings
     from seechange_mpi.model.errors import ConfigError
     from seechange_mpi.mpi.astrometry import exit_code, residual_table, solve_lists, write_solutions
     from seechange_mpi.mpi.catalogs import catalog_spec, shared_excerpt
     from seechange_mpi.mpi.comm import Communicator
-    from seechange_mpi.pipeline.list_astrometry import ListTask, list_cones
+    from seechange_mpi.pipeline.list_astrometry import list_cones, list_tasks
     from seechange_mpi.pipeline.top_level import Pipeline
 
     assert isinstance(resolved, Config)
@@ -83,13 +85,12 @@ def _solve(resolved: object, comm: object, lists: list[Path], catalog: str | Non
     spec = catalog_spec(resolved, catalog)
     if spec is None:
         raise ConfigError("no catalogue: name one with --catalog, catalog.path or catalog.url")
-    settings = ListSettings(_size(size), mjd, origin)
+    calibrator = Pipeline.from_settings(resolved.steps()).astrocalibrator
+    tasks = list_tasks(lists, ListSettings(_size(size), mjd, origin), calibrator.pars.model_dump(), spec)
     if not spec["path"]:
         # a service is asked once
-        margin = (120.0 + resolved.settings.extraction.get("wcs", {}).get("max_offset_arcsec", 60.0)) / 3600.0
-        spec = shared_excerpt(spec, list_cones(lists, settings, margin), resolved)
-    parameters = Pipeline.from_settings(resolved.steps()).astrocalibrator.pars.model_dump()
-    tasks = [ListTask(str(p.absolute()), settings, parameters, spec) for p in dict.fromkeys(lists)]
+        spec = shared_excerpt(spec, list_cones(tasks, (60.0 + calibrator.catalog_margin_arcsec) / 3600.0), resolved)
+        tasks = [replace(t, catalog=spec) for t in tasks]
     results = solve_lists(communicator, tasks)
     typer.echo(residual_table(results))
     table = write_solutions(results, out)

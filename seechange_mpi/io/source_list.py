@@ -38,8 +38,20 @@ class ListSettings:
     origin: int | None = None
 
 
-def read_source_list(path: Path, settings: ListSettings | None = None) -> tuple[Image, SourceList]:
-    """Return a section without pixels and its sources.
+def count_lists(path: Path) -> int:
+    """Return how many tables of sources a file holds (an LDAC file of a mosaic has one for each CCD); at least 1."""
+    from astropy.io import fits
+
+    try:
+        with fits.open(path) as hdus:
+            tables = [{n.lower() for n in h.columns.names} for h in hdus if isinstance(h, fits.BinTableHDU)]
+            return max(1, sum(bool(names & set(X_NAMES)) for names in tables))
+    except (OSError, ValueError, TypeError):
+        return 1
+
+
+def read_source_list(path: Path, settings: ListSettings | None = None, index: int = 0) -> tuple[Image, SourceList]:
+    """Return a section without pixels and its sources; `index` counts the tables of sources in the file.
 
     The sources' order of brightness comes from their flux or magnitude, else from their errors.
 
@@ -49,7 +61,7 @@ def read_source_list(path: Path, settings: ListSettings | None = None) -> tuple[
         Not a readable table of positions; no WCS, no date, or no size where it is needed.
     """
     given = settings or ListSettings()
-    header, data, names = _read(path)
+    header, data, names = _read(path, index)
     x, y, first = _positions(path, data, names, given.origin)
     if len(x) == 0:
         raise BadInput(path, "source list", "at least one source", "none")
@@ -62,7 +74,7 @@ def read_source_list(path: Path, settings: ListSettings | None = None) -> tuple[
     return image, SourceList(_table(data, names, x, y), tuple(float(k + 1) for k in range(N_APERTURES)))
 
 
-def _read(path: Path) -> tuple[Any, Any, dict[str, str]]:
+def _read(path: Path, index: int) -> tuple[Any, Any, dict[str, str]]:
     """Header with the WCS, the table, and its columns by lower-case name."""
     import warnings
 
@@ -74,6 +86,7 @@ def _read(path: Path) -> tuple[Any, Any, dict[str, str]]:
         with warnings.catch_warnings(), fits.open(path) as hdus:
             warnings.simplefilter("ignore")
             header = hdus[0].header.copy()
+            seen = 0
             for hdu in hdus[1:]:
                 if not isinstance(hdu, fits.BinTableHDU):
                     continue
@@ -85,6 +98,9 @@ def _read(path: Path) -> tuple[Any, Any, dict[str, str]]:
                         text = "".join((c.decode() if isinstance(c, bytes) else str(c)).ljust(80) for c in cards)
                     header = fits.Header.fromstring(text)
                 elif set(names) & set(X_NAMES):
+                    seen += 1
+                    if seen <= index:
+                        continue
                     if "CRVAL1" in hdu.header:
                         header.extend(hdu.header, update=True)
                     return header, np.array(hdu.data), names

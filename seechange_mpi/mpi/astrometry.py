@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from seechange_mpi.model.errors import ExitCode
-from seechange_mpi.model.exposure import identifier_of
 from seechange_mpi.mpi.comm import Communicator
 from seechange_mpi.mpi.share_out import share_out
 from seechange_mpi.mpi.summary import format_table
@@ -22,16 +21,16 @@ def solve_lists(comm: Communicator, tasks: Sequence[ListTask],
     tell = say or (lambda _result: None)
     done: dict[str, ListResult] = {}
     for result in share_out(comm, tasks, solve_list):
-        done[result.path] = result
+        done[result.name] = result
         tell(result)
     solved = [r for r in done.values() if r.wcs is not None]
     again = [replace(t, hint=hint) for t in tasks
-             if done[t.path].wcs is None and (hint := hint_for(done[t.path], solved)) is not None]
+             if done[t.name].wcs is None and (hint := hint_for(done[t.name], solved)) is not None]
     for result in share_out(comm, again, solve_list):
         if result.wcs is not None:
-            done[result.path] = result
+            done[result.name] = result
             tell(result)
-    return [done[t.path] for t in tasks]
+    return [done[t.name] for t in tasks]
 
 
 def residual_table(results: Sequence[ListResult]) -> str:
@@ -44,7 +43,7 @@ def residual_table(results: Sequence[ListResult]) -> str:
 
     rows, refusals = [], []
     for r in results:
-        name = identifier_of(r.path)
+        name = r.name
         if r.wcs is None:
             rows.append([name, "refused", str(r.n_sources), *["-"] * (len(header) - 3)])
             refusals.append(f"  {name}: {r.refusal}")
@@ -66,12 +65,12 @@ def write_solutions(results: Sequence[ListResult], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for r in results:
-        row: dict[str, Any] = {"list": identifier_of(r.path), "solved": r.wcs is not None, "by_neighbours": r.hinted,
+        row: dict[str, Any] = {"list": r.name, "solved": r.wcs is not None, "by_neighbours": r.hinted,
                                "sources": r.n_sources, "refusal": r.refusal if r.wcs is None else ""}
         if r.wcs is not None:
             row |= {k: v for k, v in asdict(r.wcs).items() if k not in ("header", "method")}
             fits.PrimaryHDU(header=fits.Header.fromstring(r.wcs.header)).writeto(
-                folder / f"{identifier_of(r.path)}.wcs", overwrite=True)
+                folder / f"{r.name}.wcs", overwrite=True)
         rows.append(row)
     whole = {n: row[n] for row in rows for n in row}
     table = Table({n: [row.get(n, type(whole[n])() if isinstance(whole[n], int | str) else math.nan) for row in rows]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seechange_mpi.io.source_list import ListSettings
-from seechange_mpi.model.errors import SeeChangeError
+from seechange_mpi.io.source_list import ListSettings, count_lists
+from seechange_mpi.model.errors import ConfigError, SeeChangeError
+from seechange_mpi.model.exposure import identifier_of
 from seechange_mpi.model.products import WorldCoordinates
 from seechange_mpi.pipeline.plate import initial_plate
 from seechange_mpi.pipeline.wcs_figures import displacement, header_change
@@ -33,11 +34,14 @@ class ListTask:
 
     Attributes
     ----------
-    path : str;  settings : ListSettings;  parameters : of `AstroCalibrator`;  catalog : as for `read_catalog`.
+    path : str;  index : int, which table of the file;  name : str, for tables and files.
+    settings : ListSettings;  parameters : of `AstroCalibrator`;  catalog : as for `read_catalog`.
     hint : the header's error as the other lists tell it; the search is then narrow.
     """
 
     path: str
+    index: int
+    name: str
     settings: ListSettings
     parameters: Mapping[str, Any]
     catalog: Mapping[str, Any]
@@ -48,7 +52,7 @@ class ListTask:
 class ListResult:
     """How a list went: its solution, or the reason for refusing it."""
 
-    path: str
+    name: str
     n_sources: int = 0
     wcs: WorldCoordinates | None = None
     refusal: str = ""
@@ -69,10 +73,10 @@ def solve_list(task: ListTask) -> ListResult:
     from seechange_mpi.pipeline.astrocal import AstroCalibrator
     from seechange_mpi.pipeline.wcs_tools import footprint_cone
 
-    out = ListResult(task.path, hinted=task.hint is not None)
+    out = ListResult(task.name, hinted=task.hint is not None)
     started = time.process_time()
     try:
-        image, sources = read_source_list(Path(task.path), task.settings)
+        image, sources = read_source_list(Path(task.path), task.settings, task.index)
         out.n_sources = len(sources.table)
         cone = footprint_cone(image.header_wcs, image.shape)
         out.centre, out.extent_arcsec = (cone[0], cone[1]), cone[2] * 3600.0
@@ -95,7 +99,28 @@ def solve_list(task: ListTask) -> ListResult:
     return out
 
 
-def list_cones(paths: Sequence[Path], settings: ListSettings, margin_deg: float) -> list[tuple[float, float, float]]:
+def list_tasks(paths: Sequence[Path], settings: ListSettings, parameters: Mapping[str, Any],
+               catalog: Mapping[str, Any]) -> list[ListTask]:
+    """Return the tasks of files; a file of several tables gives as many, named with their number.
+
+    Raises
+    ------
+    ConfigError
+        Two files have the same name.
+    """
+    out: list[ListTask] = []
+    for path in dict.fromkeys(p.absolute() for p in paths):
+        count, stem = count_lists(path), identifier_of(path).removesuffix(".ldac").removesuffix(".cat")
+        out += [ListTask(str(path), k, stem if count == 1 else f"{stem}_{k + 1}", settings, parameters, catalog)
+                for k in range(count)]
+    names = [t.name for t in out]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ConfigError(f"two lists are called {twice[0]}; solve them apart, results are named after their files")
+    return out
+
+
+def list_cones(tasks: Sequence[ListTask], margin_deg: float) -> list[tuple[float, float, float]]:
     """Return the cones [deg] of those lists that have a position.
 
     Raises
@@ -108,9 +133,9 @@ def list_cones(paths: Sequence[Path], settings: ListSettings, margin_deg: float)
 
     out = []
     first: SeeChangeError | None = None
-    for path in paths:
+    for task in tasks:
         try:
-            image, _ = read_source_list(path, settings)
+            image, _ = read_source_list(Path(task.path), task.settings, task.index)
             out.append(footprint_cone(image.header_wcs, image.shape, 3600.0 * margin_deg))
         except SeeChangeError as err:
             first = first or err

@@ -119,3 +119,27 @@ def test_one_excerpt_serves_all_sections_and_later_exposures(tiny_survey, tmp_pa
     assert exposure_catalog(spec, {}, config, pipeline) == spec
     with pytest.raises(ConfigError, match="no such file"):
         catalog_spec(config, str(tmp_path / "nothing"))
+
+
+def test_a_mosaic_in_one_ldac_file_gives_one_solution_for_each_table(exposure, tmp_path, cli, capsys):
+    hdus = [fits.PrimaryHDU()]
+    for k in (0, 1):
+        with fits.open(exposure / f"list_{k}.fits") as one:
+            header = one[0].header.copy()
+            header["NAXIS1"], header["NAXIS2"] = 1000, 1000
+            cards = np.array([header.tostring(padding=False)])
+            hdus.append(fits.BinTableHDU.from_columns([fits.Column("Field Header Card", f"{len(cards[0])}A",
+                                                                   array=cards)], name="LDAC_IMHEAD"))
+            t = one[1].data
+            hdus.append(fits.BinTableHDU.from_columns(
+                [fits.Column("XWIN_IMAGE", "D", array=t["x"] + 1), fits.Column("YWIN_IMAGE", "D", array=t["y"] + 1)],
+                name="LDAC_OBJECTS"))
+    fits.HDUList(hdus).writeto(tmp_path / "mosaic.ldac")
+    assert cli("astrometry", "--catalog", exposure / "stars.fits", "--out", tmp_path / "out",
+               tmp_path / "mosaic.ldac") == 0
+    assert "2 of 2 solved" in capsys.readouterr().out
+    for k in (0, 1):
+        got = fits.getheader(tmp_path / "out" / f"mosaic_{k + 1}.wcs").tostring()
+        x = np.array([100.0, 900.0])
+        error = separation_deg(*pixel_to_sky(got, x, x), *pixel_to_sky(true_header(40.0 + 0.15 * k, -10.0), x, x))
+        assert error.max() * 3.6e6 < 120
