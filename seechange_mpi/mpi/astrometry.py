@@ -30,6 +30,8 @@ def solve_lists(comm: Communicator, tasks: Sequence[ListTask],
         if result.wcs is not None:
             done[result.name] = result
             tell(result)
+        else:
+            done[result.name].refusal += f"; near its neighbours' solutions: {result.refusal}"
     return [done[t.name] for t in tasks]
 
 

@@ -15,6 +15,8 @@ F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 _TUKEY = 4.7
 _CLIP = 3.5
+_LEAST_KEPT = 0.85
+"""An order that keeps a smaller part of the stars than order 1 does bends to a few of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ def fit_plate(plate: Plate, m: MatchedStars, max_order: int, *, floor_arcsec: fl
     (Tukey's biweight of the distance in units of its error, both axes together). The floor of the errors and the
     factor of the source errors follow from the likelihood of the residuals. With the errors so found every order is
     fitted, and that of the least Bayesian information criterion (Schwarz 1978) taken, with Tukey's bounded loss for
-    chi², so that no few outliers call for a higher order.
+    chi², so that no few outliers call for a higher order; orders that explain a few stars perfectly and give up the
+    others are passed over.
 
     Parameters
     ----------
@@ -99,9 +102,12 @@ def fit_plate(plate: Plate, m: MatchedStars, max_order: int, *, floor_arcsec: fl
     top = 1
     while top < max_order and n >= stars_per_term * len(polynomial_powers(top + 1)):
         top += 1
-    design = design_matrix(m.u, m.v, top)
-    start = m.target - design @ plate.raised(top)
-    c, weight, errors = _robust(design, start, m, floor_arcsec)
+    kept = _Trial.of(plate, m, 1, floor_arcsec).kept if top > 1 else 0.0
+    trial = _Trial.of(plate, m, top, floor_arcsec)
+    while top > 1 and trial.kept < _LEAST_KEPT * kept:
+        top -= 1
+        trial = _Trial.of(plate, m, top, floor_arcsec)
+    design, weight, errors = trial.design, trial.weight, trial.errors
     variance = errors.variance(m)
     best_order, best = top, np.inf
     for order in range(1, top + 1):
@@ -110,12 +116,32 @@ def fit_plate(plate: Plate, m: MatchedStars, max_order: int, *, floor_arcsec: fl
         criterion = loss + 2 * part.shape[1] * np.log(2.0 * max(float(weight.sum()), 1.0))
         if criterion < best - 1e-9:
             best_order, best = order, criterion
-    design = design[:, : len(polynomial_powers(best_order))]
     if best_order < top:
-        start = m.target - design @ plate.raised(best_order)
+        trial = _Trial.of(plate, m, best_order, floor_arcsec)
+    residual = m.target - trial.design @ trial.coefficients
+    return _result(replace(plate, order=best_order, coefficients=trial.coefficients), trial.design, residual, m,
+                   trial.weight, trial.errors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A robust fit of one order."""
+
+    design: F64
+    coefficients: F64
+    weight: F64
+    errors: ErrorModel
+    kept: float
+    """Stars within 3.5 sigma."""
+
+    @staticmethod
+    def of(plate: Plate, m: MatchedStars, order: int, floor_arcsec: float) -> _Trial:
+        design = design_matrix(m.u, m.v, order)
+        before = plate.raised(order)
+        start = m.target - design @ before
         c, weight, errors = _robust(design, start, m, floor_arcsec)
-    return _result(replace(plate, order=best_order, coefficients=plate.raised(best_order) + c), design, start - design
-                   @ c, m, weight, errors)
+        size2 = ((start - design @ c) ** 2 / errors.variance(m)).sum(axis=1)
+        return _Trial(design, before + c, weight, errors, float((size2 < 2.0 * _CLIP**2).sum()))
 
 
 def _bounded_loss(design: F64, target: F64, variance: F64, weight: F64) -> float:
