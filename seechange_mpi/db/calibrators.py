@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -70,7 +71,8 @@ def add_calibrators(conn: Connection, frames: Iterable[CalibratorFrame]) -> int:
         files[file_id] = {"_id": file_id, "provenance_id": f.provenance.id, "filepath": f.path, "sha256": f.sha256}
         row_id = stable_id("calibrator", f.kind, f.calibrator_set, f.flat_type, f.instrument, f.section_id, f.filter,
                            f.path)
-        info = {"quality": f.quality, "inputs": f.inputs,
+        # JSON knows no NaN
+        info = {"quality": {k: v for k, v in f.quality.items() if math.isfinite(v)}, "inputs": f.inputs,
                 "rejected": [{"identifier": r.identifier, "reason": r.reason} for r in f.rejected]}
         rows[row_id] = {
             "_id": row_id, "type": f.kind, "calibrator_set": f.calibrator_set, "flat_type": f.flat_type or None,

@@ -27,7 +27,8 @@ def frame(name, kind="bias", section="S1", *, start=None, end=None, chosen="gene
           camera="simulated"):
     record = make_record("calibration", {"name": name}, [])
     return CalibratorFrame(kind, chosen, light, camera, section, band, f"/frames/{name}.fits", f"digest of {name}",
-                           start, end, record, {"noise": 1.5}, {"e1": "abc"}, (Rejected("e2", "too faint"),))
+                           start, end, record, {"noise": 1.5, "chi2": float("nan")}, {"e1": "abc"},
+                           (Rejected("e2", "too faint"),))
 
 
 def at(mjd):
