@@ -97,6 +97,7 @@ def test_catalogue_elsewhere(spoiled, tiny_survey, tmp_path, cli, capsys):
     out = capsys.readouterr().out
     assert "astrocal" in out
     assert "elsewhere.fits" in out
+    assert out.count("no catalog") >= 3, "the closing table names the badness of every section"
 
 
 def test_missing_calibration(spoiled, tiny_survey, tmp_path, cli, capsys):
@@ -174,6 +175,8 @@ def test_full_disk(spoiled, cli, capsys, monkeypatch):
 def test_reference_of_another_camera(spoiled, tmp_path):
     from seechange_mpi.instruments.camera import load_camera
     from seechange_mpi.io.raw import read_exposure_info
+    from seechange_mpi.io.shard import read_shard
+    from seechange_mpi.model.flags import badness_words
     from seechange_mpi.model.task import ReferenceLink, SectionTask
     from seechange_mpi.pipeline.section import run_section
     from seechange_mpi.pipeline.top_level import Pipeline
@@ -191,3 +194,5 @@ def test_reference_of_another_camera(spoiled, tmp_path):
     assert outcome.report.error_type == "BadInput"
     assert "expected an exposure of camera tiny, found one of DECam" in outcome.report.error_message
     assert outcome.shard, "what was made before the failure is kept"
+    assert badness_words(outcome.report.bitflag) == "bad reference"
+    assert read_shard(tmp_path / "shards" / outcome.shard).report.bitflag == outcome.report.bitflag

@@ -352,9 +352,9 @@ def judge_measurements(measurements: Measurements, sub: SubImage, fwhm_pixels: f
 
 def badness_of_failure(step: str, error: Exception) -> Badness:
     """Return the bits that tell why a step has failed, from its figures; 0 where none fits."""
+    if isinstance(error, BadInput):
+        return Badness.REF_BAD if error.what.startswith("reference") else Badness(0)
     if step in ("subtraction", "detection"):
-        if isinstance(error, BadInput):
-            return Badness.REF_BAD
         return Badness.BAD_SUBTRACTION if isinstance(error, AlgorithmError) else Badness(0)
     if not isinstance(error, AlgorithmError):
         return Badness(0)

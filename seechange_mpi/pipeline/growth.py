@@ -24,6 +24,9 @@ CORE_FWHMS = 1.5
 """Radius of the disc whose pixels are summed; farther out annuli are averaged, neighbours left out."""
 REACH_FWHMS = 6.0
 """Radius of the last annulus."""
+SYSTEMATIC = 0.001
+"""Error of the total that the scatter of the stars does not tell: what simulated fields show, from undetected neighbours
+and from centres of pixels that stand for their areas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,8 @@ def growth_curve(data: F32, bad: Mask, rms: float, gain: float, table: Table, st
     light = core + np.concatenate([[0.0], np.cumsum(area * profile)])
     spread = np.sqrt(core_error**2 + np.concatenate([[0.0], np.cumsum((area * error) ** 2)]))
     tail, tail_error, slope = _tail(0.5 * (edges[1:] + edges[:-1]), profile, error, float(edges[-1]))
-    return Growth(edges, light, spread, float(light[-1] + tail), float(np.hypot(spread[-1], tail_error)), slope,
-                  len(p.flux))
+    total_error = float(np.sqrt(spread[-1] ** 2 + tail_error**2 + SYSTEMATIC**2))
+    return Growth(edges, light, spread, float(light[-1] + tail), total_error, slope, len(p.flux))
 
 
 def _choose(shape: tuple[int, ...], table: Table, stars: Mask, fwhm: float, reach: int, limit: int) -> npt.NDArray[
