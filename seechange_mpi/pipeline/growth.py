@@ -25,8 +25,8 @@ CORE_FWHMS = 1.5
 REACH_FWHMS = 6.0
 """Radius of the last annulus."""
 SYSTEMATIC = 0.001
-"""Error of the total that the scatter of the stars does not tell: what simulated fields show, from undetected neighbours
-and from centres of pixels that stand for their areas."""
+"""Error of the total that the scatter of the stars does not tell: what simulated fields show, from undetected
+neighbours and from centres of pixels that stand for their areas."""
 
 
 @dataclass(frozen=True, slots=True)
