@@ -33,15 +33,16 @@ def line_sums(image: Array, levels: int) -> Iterator[Array]:
 
     Parameters
     ----------
-    image : (ny, nx) float32; columns beyond the last whole block of 2**levels are left out, so is what leaves the top.
+    image : (ny, nx) float32; columns of zeros make up whole blocks of 2**levels; what leaves the top is left out.
 
     Yields
     ------
-    (n, nx // n, ny) float32 for n = 2, 4, …: by rise, block of columns, and row in its first column.
+    (n, ceil(nx / 2**levels) 2**levels / n, ny) float32 for n = 2, 4, …: by rise, block of columns, and row in its first
+    column.
     """
     xp = get_xp(image)
     ny, width = image.shape[0], 2**levels
-    sums = xp.ascontiguousarray(image[:, : image.shape[1] // width * width].T)[None]
+    sums = xp.ascontiguousarray(xp.pad(image, [(0, 0), (0, -image.shape[1] % width)]).T)[None]
     for _ in range(levels):
         left, right = sums[:, 0::2], sums[:, 1::2]
         out = xp.empty((2 * len(sums), left.shape[1], ny), xp.float32)

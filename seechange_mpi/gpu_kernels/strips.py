@@ -119,11 +119,15 @@ class Strip:
         z, seen = shows[pieces, at], count[pieces, at] > 0.3 * _PIECE * (2 * _CORE + 1)
         first, last = _best_run(np.where(seen, np.clip(z, -_CUT, _CUT) - _SHOWS, 0.0))
         inside = slice(first, last + 1)
-        if (last + 1 - first) * _PIECE < min_length or seen[inside].mean() < 0.5:
+        start, stop = self._ends(first, last)
+        length, crosses = (last + 1 - first) * _PIECE, start <= 0 and stop >= self.length
+        if length < (min_length / 3 if crosses else min_length) or seen[inside].mean() < 0.5:
             return None
         zs = z[inside][seen[inside]]
         total = float(np.clip(zs, -_CUT, _CUT).sum() / np.sqrt(len(zs)))
-        return None if total < sigma or (zs > 1.0).mean() < 0.75 else (first, last, total)
+        # a few stars are soon in line: a short trail must be bright in all its pieces
+        shows = (zs > 1.0).mean() >= 0.75 if length >= min_length else (zs > 3.0).mean() >= 0.9
+        return (first, last, total) if shows and total >= sigma else None
 
     def _columns(self) -> npt.NDArray[np.int64]:
         u = np.arange(len(self.values)) + 0.5 - 0.5 * len(self.values)
@@ -213,7 +217,7 @@ class Strip:
             contrast.append([middle - b for b in beside])
         seen = np.array(contrast)
         seen = seen[np.isfinite(seen).all(axis=1)]
-        if len(seen) < 8 or brightness < half_width / _WIDTH_PER_SIGMA - 1:
+        if len(seen) < 5 or brightness < half_width / _WIDTH_PER_SIGMA - 1:
             return False
         # stars beside the trail raise a side here and there, the edge of something raises it everywhere
         enough = float(np.median(seen, axis=0).min()) > max(2 * _LEAST_CONTRAST, 0.5 * brightness)

@@ -92,9 +92,9 @@ def _local_mean(plane: Array) -> Array:
 
 
 def _levels(shape: tuple[int, ...], min_length: int) -> tuple[int, int]:
-    """Log2 of the bins of the shortest and longest lines that are summed: half of the shortest trail, and 128 bins."""
+    """Log2 of the bins of the shortest and longest lines that are summed: 16 for trails of 300 pixels, and 128."""
     longest = int(np.log2(min(shape) // _BIN))
-    shortest = int(np.log2(max(min_length // 2 // _BIN, 8)))
+    shortest = int(np.log2(max(min_length / 16, 8)))
     return min(shortest, longest, 7), min(longest, 7)
 
 
@@ -104,8 +104,8 @@ def _known(line: Line, strips: list[tuple[Strip, bool]]) -> bool:
     return any((np.abs(s.across(ends)) < (6 if trail else 2) * _BIN).all() for s, trail in strips)
 
 
-def _draw(out: npt.NDArray[np.bool_], strip: Strip, run: Run) -> None:
-    """Set the pixels of a trail."""
+def _draw(out: npt.NDArray[np.bool_], strip: Strip, run: Run) -> bool:
+    """Set the pixels of a trail and return True, unless more than half of them are set already."""
     # at the edge of the image one side of a slanting trail goes on where its axis has left
     first, last = run.first - _BEYOND * (run.first <= 0), run.last + _BEYOND * (run.last >= strip.length)
     t = np.arange(first, last + 0.25, 0.5)
@@ -113,7 +113,10 @@ def _draw(out: npt.NDArray[np.bool_], strip: Strip, run: Run) -> None:
     x, y = strip.at(t[:, None], strip.offset(t)[:, None] + v)
     i, j = np.rint(x).astype(int), np.rint(y).astype(int)
     inside = (i >= 0) & (i < out.shape[1]) & (j >= 0) & (j < out.shape[0])
+    if out[j[inside], i[inside]].mean() > 0.5:
+        return False
     out[j[inside], i[inside]] = True
+    return True
 
 
 def _describe(strip: Strip, run: Run) -> Trail:
@@ -139,7 +142,7 @@ def find_trails(
     mask : (ny, nx) bool, True = bad, saturated, bleed or cosmic ray: says nothing for or against a trail, and is
         covered by one that runs through.
     sigma : float, least significance of the whole trail.
-    min_length : int, shortest trail [pix].
+    min_length : int, shortest trail [pix]; a third of it is enough where the trail crosses the image from edge to edge.
 
     Raises
     ------
@@ -168,9 +171,8 @@ def find_trails(
             strip = cut_strip(data, variance, mask, line, _BIN)
             run = strip.find_run(sigma, min_length)
             seen.append((strip, run is not None))
-            if run is not None:
+            if run is not None and _draw(found, strip, run):
                 new = True
-                _draw(found, strip, run)
                 trails.append(_describe(strip, run))
         if not new:
             break

@@ -63,7 +63,7 @@ class PreprocessingParameters(Parameters):
                                        "below 3", gt=0)
     trails: bool = par(True, "find trails of satellites and aircraft and flag them")
     trail_sigma: float = par(12.0, "least significance of a trail, its whole length together", unit="sigma", gt=0)
-    trail_length: int = par(300, "shortest trail", unit="pix", ge=64)
+    trail_length: int = par(300, "shortest trail; a third of it from edge to edge of the section", unit="pix", ge=64)
     max_bad_fraction: float = par(0.9, "refuse a section with more unusable pixels than this", gt=0, le=1)
     badness: ImageBadness = par(ImageBadness(), "limits beyond which an image is marked as doubtful")
 

@@ -93,6 +93,16 @@ def test_a_masked_trail_takes_no_part_and_masked_pixels_are_no_obstacle():
     assert mask[(light > NOISE) & spotted].mean() > 0.97
 
 
+@pytest.mark.parametrize("corner", [(900, 900), (60, 930), (80, 70)])
+def test_a_trail_across_a_corner(corner):
+    rng = np.random.default_rng(13)
+    light = streak(SHAPE, *corner, 45.0 if corner[0] < 100 < 900 < corner[1] else 135.0, 3000, 3 * NOISE)
+    assert 100 < (light > 2.5 * NOISE).sum() / 2 < 500
+    mask, trails = search(rng, starry(rng) + light)
+    assert len(trails) == 1
+    assert mask[light > NOISE].mean() > 0.97
+
+
 def look_alikes():
     rng = np.random.default_rng(10)
     j, i = np.mgrid[: SHAPE[0], : SHAPE[1]]
@@ -144,7 +154,8 @@ def test_sums_along_lines_are_those_of_their_pixels():
     rng = np.random.default_rng(11)
     image = rng.normal(0, 1, (40, 70)).astype(np.float32)
     *_, sums = line_sums(image, 4)
-    assert sums.shape == (16, 4, 40)
+    assert sums.shape == (16, 5, 40), "70 columns are made up to 80"
+    image = np.pad(image, [(0, 0), (0, 10)])
     for rise in (0, 1, 7, 15):
         # Brady's line: halves that rise by half, the second begins where the first ends or one higher
         def rows(r, n):
@@ -152,7 +163,7 @@ def test_sums_along_lines_are_those_of_their_pixels():
         at = rows(rise, 16)
         assert at[0] == 0
         assert at[-1] == rise
-        for block, first in ((0, 3), (3, 20)):
+        for block, first in ((0, 3), (3, 20), (4, 11)):
             assert sums[rise, block, first] == pytest.approx(image[[first + k for k in at],
                                                                    np.arange(16) + 16 * block].sum(), abs=1e-4)
 
