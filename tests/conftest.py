@@ -120,5 +120,6 @@ def tiny_survey(tmp_path_factory) -> Survey:
     camera.write_text(TINY_CAMERA)
     simulate_survey(root, SimulationParameters(
         camera=str(camera), epochs=2, stars_per_sq_deg=16000, faint_mag=21.5, catalog_mag=20.8, seed=4,
-        transients_per_section=4, variables_per_section=1, movers_per_section=1, galaxies_per_sq_deg=2000))
+        transients_per_section=4, variables_per_section=1, movers_per_section=1, galaxies_per_sq_deg=2000,
+        trails_per_exposure=0))
     return Survey(root)
