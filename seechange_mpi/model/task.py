@@ -61,7 +61,8 @@ class SectionTask:
     calibration : dict
         Kind (``bias``, ``flat``, ``badpixels`` ...) -> absolute path of the frame of this section.
     catalog : dict or None
-        ``{"path": …, "columns": {…}, …}`` as in the configuration, None if there is none.
+        What `read_catalog` takes: the exposure's excerpt with its identity (or the configured catalogue where the
+        exposure has no position); None if there is none.
     reference : ReferenceLink or None
     shard_dir : str
         Folder for the finished shard (absolute).
