@@ -157,7 +157,7 @@ def test_headers_hold_figures_and_inputs(frames):
 
 
 def test_preprocessing_reads_what_is_made(lab, frames):
-    from seechange_mpi.pipeline.preprocessing import read_calibration_frame
+    from seechange_mpi.pipeline.calibration_files import read_calibration_frame
 
     for kind, name in (("bias", "bias"), ("flat", "dome"), ("badpixels", "badpixels"), ("dark", "dark")):
         assert np.isfinite(read_calibration_frame(frames[name].frame.path, (320, 400), kind)).mean() > 0.99

@@ -152,10 +152,11 @@ def test_bent_counts_and_the_order_of_readout():
     linear = np.array([0.0, 1000.0, 50000.0])
     counts = bend(linear, 1e-6)
     assert counts * (1 + 1e-6 * counts) == pytest.approx(linear)
-    amplifiers = load_camera("simulated").section("S1").amplifiers
-    assert [backwards(a) for a in amplifiers] == [(False, False), (False, True)]
+    camera = load_camera("simulated")
+    amplifiers = camera.section("S1").amplifiers
+    assert [backwards(a, camera) for a in amplifiers] == [(False, False), (False, True)]
     with pytest.raises(ConfigError, match="literal read_order"):
-        backwards(amplifiers[0].model_copy(update={"read_order": "AMPSECA"}))
+        backwards(amplifiers[0].model_copy(update={"read_order": "AMPSECA"}), camera)
 
 
 def test_a_camera_without_a_place_for_the_frames(tmp_path):
