@@ -16,7 +16,20 @@ def grow(mask: Bool, pixels: int) -> Bool:
     """Return the mask with all pixels within `pixels` rows and columns of it."""
     if pixels <= 0 or not mask.any():
         return mask
-    return np.asarray(scipy.ndimage.binary_dilation(mask, structure=np.ones((3, 3), bool), iterations=pixels))
+    return _spread(mask, pixels, pixels)
+
+
+def _spread(mask: Bool, down: int, across: int) -> Bool:
+    """Return True within `down` rows and `across` columns of the mask."""
+    rows = mask.copy()
+    for k in range(1, down + 1):
+        rows[k:] |= mask[:-k]
+        rows[:-k] |= mask[k:]
+    out = rows.copy()
+    for k in range(1, across + 1):
+        out[:, k:] |= rows[:, :-k]
+        out[:, :-k] |= rows[:, k:]
+    return out
 
 
 def find_bleeds(saturated: Bool, near: Bool, axis: int = 0, least: int = 4) -> Bool:
@@ -58,5 +71,4 @@ def grow_along(bleeds: Bool, axis: int = 0, along: int = 3, across: int = 1) -> 
     """Return bleeds grown by the faint ends of the trails and by the columns beside them."""
     if not bleeds.any():
         return bleeds
-    size = (2 * along + 1, 2 * across + 1) if axis == 0 else (2 * across + 1, 2 * along + 1)
-    return np.asarray(scipy.ndimage.binary_dilation(bleeds, structure=np.ones(size, bool)))
+    return _spread(bleeds, along, across) if axis == 0 else _spread(bleeds, across, along)
