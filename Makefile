@@ -47,6 +47,7 @@ bench: venv  ## benchmarks against rivals; results in docs/benchmarks.md
 	@$(BIN)/python -m pip install -q --no-deps --disable-pip-version-check --root-user-action ignore \
 	  -r requirements-bench.lock || echo "some rivals could not be installed; their columns stay empty" >&2
 	@$(BIN)/python benchmarks/kernels.py
+	@$(BIN)/python benchmarks/calibration.py
 
 lock: venv  ## pin today's versions of every dependency
 	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed '/^seechange/d' > .all.lock
