@@ -51,7 +51,8 @@ class _Search:
         try:
             inputs = load(exposures, task.camera, task.section_id, Path(task.scratch),
                           {k: self.frames[k] for k in kinds if k in self.frames}, match_gains=flats,
-                          mask_saturated=flats, what=f"{what} for the {task.name}", least=self.pars.min_inputs)
+                          mask_saturated=flats, what=f"{what} for the {task.name}", least=self.pars.min_inputs,
+                          overscan=task.overscan)
         except AlgorithmError as err:
             self.rejected += [Rejected(e.identifier, str(err)) for e in exposures]
             return None

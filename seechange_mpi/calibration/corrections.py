@@ -18,7 +18,7 @@ from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.products import F32, RawAmplifier, RawSection
 from seechange_mpi.pipeline.calibration_files import read_calibration_frame
-from seechange_mpi.pipeline.overscan import Pedestal, pedestal_of
+from seechange_mpi.pipeline.overscan import Method, Pedestal, pedestal_of
 
 _QUANTISATION = 1.0 / 12.0
 """Variance [ADU²] of rounding to whole numbers."""
@@ -109,7 +109,7 @@ def read_frames(calibration: Mapping[str, str], shape: tuple[int, int]) -> dict[
 
 def correct_section(
     raw: RawSection, exposure: ExposureInfo, frames: Mapping[str, npt.NDArray[np.float32]], *, match_gains: bool,
-    mask_saturated: bool,
+    mask_saturated: bool, overscan: tuple[Method, int, int] = ("fit", 0, 8),
 ) -> SectionFrame:
     """Subtract overscan, bias and dark, match the gains, divide by the flat: as far as `frames` has them.
 
@@ -118,6 +118,7 @@ def correct_section(
     frames : kind -> (ny, nx): bias [ADU], dark [ADU/s], both of raw amplifiers; flat, relative to its median.
     match_gains : multiply every amplifier by its gain over their mean.
     mask_saturated : make saturated pixels NaN.
+    overscan : method, trim and knots, see `pipeline.overscan.pedestal_of`.
 
     Raises
     ------
@@ -138,7 +139,7 @@ def correct_section(
         if data[place].shape != amp.data.shape:
             raise BadInput(exposure.path, where, f"to lie within {raw.shape[1]}×{raw.shape[0]} pixels",
                            f"{amp.data.shape[1]}×{amp.data.shape[0]} pixels at x={amp.x0}, y={amp.y0}")
-        pedestal, share = _pedestal(amp, exposure.path)
+        pedestal, share = _pedestal(amp, exposure.path, overscan)
         pixels = amp.data.copy()
         pedestal.subtract_from(pixels)
         if "bias" in frames:
@@ -165,9 +166,9 @@ def divide_flat(data: F32, flat: F32) -> F32:
     return np.asarray(np.where(usable, data / np.where(usable, flat / level, 1), np.nan), dtype=np.float32)
 
 
-def _pedestal(amp: RawAmplifier, path: str) -> tuple[Pedestal, float]:
+def _pedestal(amp: RawAmplifier, path: str, overscan: tuple[Method, int, int]) -> tuple[Pedestal, float]:
     """Overscan level, and the variance of that level over a pixel's; zero where there is no overscan."""
     if amp.overscan is None or amp.overscan.size == 0:
         return Pedestal(None, None, 0.0), 0.0
     # at most: the lines' own means; a smooth pedestal is known better
-    return pedestal_of(amp, path), len(amp.data) / amp.overscan.size
+    return pedestal_of(amp, path, *overscan), len(amp.data) / amp.overscan.size

@@ -19,6 +19,7 @@ from seechange_mpi.model.calibration import Rejected
 from seechange_mpi.model.errors import AlgorithmError, BadInput
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.products import F32, F64
+from seechange_mpi.pipeline.overscan import Method
 
 _BLOCKS = 16
 """Blocks along each axis whose medians are the shape of an input."""
@@ -135,7 +136,7 @@ def too_few(what: str, found: int, least: int, rejected: Sequence[Rejected]) -> 
 
 def load(
     exposures: Sequence[ExposureInfo], camera: Camera, section_id: str, scratch: Path, frames: Mapping[str, F32], *,
-    match_gains: bool, mask_saturated: bool, what: str, least: int,
+    match_gains: bool, mask_saturated: bool, what: str, least: int, overscan: tuple[Method, int, int],
 ) -> Inputs:
     """Read and correct a section of every exposure; those that cannot be used are left out by name.
 
@@ -147,7 +148,8 @@ def load(
     rejected: list[Rejected] = []
     out: Inputs | None = None
     try:
-        for frame, exposure in _corrected(exposures, camera, section_id, frames, rejected, match_gains, mask_saturated):
+        for frame, exposure in _corrected(exposures, camera, section_id, frames, rejected, match_gains,
+                                          mask_saturated, overscan):
             shape = (frame.data.shape[0], frame.data.shape[1])
             if out is None:
                 layout = SectionFrame(np.empty((0, 0), np.float32), frame.channels, frame.gain, frame.saturation, 0, "")
@@ -168,14 +170,15 @@ def load(
 
 
 def _corrected(exposures: Sequence[ExposureInfo], camera: Camera, section_id: str, frames: Mapping[str, F32],
-               rejected: list[Rejected], match_gains: bool, mask_saturated: bool
+               rejected: list[Rejected], match_gains: bool, mask_saturated: bool, overscan: tuple[Method, int, int]
                ) -> Iterator[tuple[SectionFrame, ExposureInfo]]:
     """Yield what can be read, each content once; note the others in `rejected`."""
     seen: dict[str, str] = {}
     for exposure in exposures:
         try:
             raw = read_section(exposure, camera, section_id)
-            frame = correct_section(raw, exposure, frames, match_gains=match_gains, mask_saturated=mask_saturated)
+            frame = correct_section(raw, exposure, frames, match_gains=match_gains, mask_saturated=mask_saturated,
+                                    overscan=overscan)
         except BadInput as err:
             rejected.append(Rejected(exposure.identifier, str(err)))
             continue

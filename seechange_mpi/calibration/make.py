@@ -71,7 +71,8 @@ def _provenance(task: CalibrationTask, made: Made, identities: Mapping[str, str]
 
     parameters = {"kind": task.kind, "flat_type": task.flat_type, "filter": task.filter, "section": task.section_id,
                   "instrument": task.camera.name, "camera": camera_digest(task.camera),
-                  "settings": task.parameters().critical(), "inputs": made.inputs, "frames": dict(identities)}
+                  "settings": task.parameters().critical(), "overscan": list(task.overscan), "inputs": made.inputs,
+                  "frames": dict(identities)}
     above = [str(fits.getheader(path).get("PROVID", "")) for path in used.values()]
     return make_record("calibration", parameters, {a for a in above if a})
 

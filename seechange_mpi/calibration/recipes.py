@@ -143,7 +143,7 @@ def _loaded(task: CalibrationTask, frames: Mapping[str, F32], kinds: tuple[str, 
             mask_saturated: bool) -> Inputs:
     return load(task.exposures, task.camera, task.section_id, Path(task.scratch),
                 {k: frames[k] for k in kinds if k in frames}, match_gains=match_gains, mask_saturated=mask_saturated,
-                what=task.name, least=task.parameters().min_inputs)
+                what=task.name, least=task.parameters().min_inputs, overscan=task.overscan)
 
 
 def combined(inputs: Inputs, scales: F64, pars: CalibrationSettings, *, pedestal: float = 0.0,

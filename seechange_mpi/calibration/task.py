@@ -13,6 +13,7 @@ from seechange_mpi.config.calibration import CalibrationSettings
 from seechange_mpi.instruments.camera import Camera
 from seechange_mpi.model.calibration import CalibratorFrame, Rejected
 from seechange_mpi.model.exposure import ExposureInfo
+from seechange_mpi.pipeline.overscan import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class CalibrationTask:
     settings : `CalibrationSettings` as a mapping.
     validity_start_mjd, validity_end_mjd : float or None.
     folder, scratch : str, where the frame goes, and where its inputs lie meanwhile.
+    overscan : method, trim and knots of the overscan (`pipeline.overscan.pedestal_of`), as preprocessing has them.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class CalibrationTask:
     validity_end_mjd: float | None
     folder: str
     scratch: str
+    overscan: tuple[Method, int, int] = ("fit", 0, 8)
 
     @property
     def name(self) -> str:

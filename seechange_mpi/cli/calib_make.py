@@ -48,29 +48,25 @@ def start(options: MakeOptions, processes: int, resolved: Config, *, quick_look:
 
 
 def _serve(comm: Any) -> None:
-    from seechange_mpi.mpi.calibration import serve_calibration
+    from seechange_mpi.calibration.make import run_task
+    from seechange_mpi.mpi.share_out import serve_or_abort
 
-    try:
-        serve_calibration(comm)
-    except BaseException:  # noqa: BLE001 - nothing may end a worker silently
-        import traceback
-
-        traceback.print_exc()
-        comm.abort(1)
+    serve_or_abort(comm, run_task)
 
 
 def _make(options: MakeOptions, resolved: Config, comm: Any, stop: StopRequest, quick_look: bool) -> int:
+    from seechange_mpi.calibration.make import run_task
     from seechange_mpi.db.calibrators import add_calibrators
     from seechange_mpi.db.engine import server
-    from seechange_mpi.mpi.calibration import make_frames
     from seechange_mpi.mpi.calibration_plan import plan_frames
+    from seechange_mpi.mpi.share_out import share_out
 
     outcomes: list[CalibrationOutcome] = []
     with server(resolved) as opened:
         with opened() as conn:
             plan = plan_frames(resolved, conn, options)
         _announce(plan, options, comm.size)
-        for outcome in make_frames(comm, plan.tasks, tick=stop.check):
+        for outcome in share_out(comm, plan.tasks, run_task, tick=stop.check):
             outcomes.append(outcome)
             if outcome.frame is not None:
                 _register(opened, add_calibrators, outcome)

@@ -24,6 +24,7 @@ from seechange_mpi.instruments.camera import Camera, load_camera
 from seechange_mpi.model.calibration import FILTER_KINDS, FLAT_TYPES, MADE_KINDS
 from seechange_mpi.model.errors import BadInput, ConfigError
 from seechange_mpi.model.exposure import ExposureInfo
+from seechange_mpi.pipeline.top_level import Pipeline
 
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
@@ -78,6 +79,8 @@ def plan_frames(config: Config, conn: Connection, options: MakeOptions) -> Plan:
     if not found.exposures:
         raise _nothing(options, patterns, found)
     calibrator_set = options.calibrator_set or ("nightly" if len(nights) == 1 else "general")
+    pars = Pipeline.from_settings(config.steps()).preprocessor.pars
+    overscan = (pars.overscan_method, pars.overscan_trim, pars.overscan_knots)
     tasks = []
     for band, sections, exposures in _groups(camera, options, found.exposures):
         start, end = _validity(options, calibrator_set, exposures, chosen.night_start_utc_h)
@@ -87,7 +90,7 @@ def plan_frames(config: Config, conn: Connection, options: MakeOptions) -> Plan:
             options.kind, camera, s, band, flat_type, exposures, types, frames[s],
             settings.calibration.model_dump(), calibrator_set, start, end,
             str(_folder(config, chosen.folder, "calibrators")),
-            str(_folder(config, settings.calibration.scratch, "scratch"))) for s in sections]
+            str(_folder(config, settings.calibration.scratch, "scratch")), overscan) for s in sections]
     return Plan(tuple(tasks), found)
 
 

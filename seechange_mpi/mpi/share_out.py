@@ -9,18 +9,22 @@ from typing import Any
 from seechange_mpi.mpi.comm import OUTCOME, STOP, WORK, Communicator
 
 
-def share_out(comm: Communicator, tasks: Sequence[Any], function: Callable[[Any], Any]) -> Iterator[Any]:
+def share_out(comm: Communicator, tasks: Sequence[Any], function: Callable[[Any], Any], *,
+              tick: Callable[[], None] = lambda: None) -> Iterator[Any]:
     """Yield ``function(task)`` of every task, as they are done; with one process they are done here.
 
-    `function` must not raise; the workers run `serve` with the same function.
+    `function` must not raise; the workers run `serve` with the same function. `tick` is called before each task and
+    about twice a second while waiting, and may raise to stop.
     """
     waiting = deque(tasks)
     if comm.size == 1:
         while waiting:
+            tick()
             yield function(waiting.popleft())
         return
     idle, busy = deque(range(1, comm.size)), 0
     while waiting or busy:
+        tick()
         while waiting and idle:
             comm.send(waiting.popleft(), dest=idle.popleft(), tag=WORK)
             busy += 1
