@@ -45,7 +45,7 @@ class AstroCalParameters(Parameters):
     max_order: int = par(5, "highest order of the distortion polynomial", ge=1, le=5)
     centroid_floor_pix: float = par(0.01, "error of centroids beyond photon noise, as expected; the data correct it",
                                     unit="pix", gt=0)
-    min_matched_stars: int = par(10, "refuse a solution with fewer", ge=4)
+    min_matched_stars: int = par(6, "refuse a solution with fewer", ge=4)
     min_frac_matched: float = par(0.1, "refuse a solution that matches a smaller part of the shorter list", ge=0, le=1)
     max_arcsec_residual: float = par(0.15, "refuse a solution with a larger weighted rms per axis", unit="arcsec",
                                      gt=0)

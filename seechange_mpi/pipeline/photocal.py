@@ -51,7 +51,7 @@ class PhotCalParameters(Parameters):
     method: Literal["catalog", "relative"] = par(
         "catalog", "catalog: stars of the catalogue; relative: stars of the reference (without one: zero point 25)")
     match_radius: float = par(1.0, "radius of the match in position", unit="arcsec", gt=0)
-    min_stars: int = par(10, "refuse a zero point from fewer stars", ge=3)
+    min_stars: int = par(6, "refuse a zero point from fewer stars", ge=3)
     min_snr: float = par(10.0, "least signal-to-noise ratio of a star", unit="sigma", gt=3)
     mag_floor: float = par(0.01, "error of a star's magnitude that its stated errors leave out", unit="mag", ge=0)
     max_scatter: float = par(0.2, "refuse a zero point whose stars scatter more", unit="mag", gt=0)
