@@ -68,7 +68,8 @@ class DetectorParameters(Parameters):
     apers: list[float] = par([1.0, 2.0, 3.0, 5.0], "aperture radii; the last one takes in all the light",
                              min_length=N_APERTURES, max_length=N_APERTURES)
     aperunit: Literal["fwhm", "pixel"] = par("fwhm", "unit of apers")
-    psf_degree: int = par(2, "highest degree of the PSF's polynomial in position; the stars decide", ge=0, le=3)
+    psf_degree: int = par(2, "highest degree of the PSF's polynomial in position; beyond 1 the stars decide", ge=0,
+                          le=3)
     psf_size_fwhms: float = par(6.0, "side of the PSF stamp", unit="FWHM", ge=4, le=12)
     psf_min_snr: float = par(30.0, "least signal-to-noise ratio of a PSF star; halved once if stars are few",
                              unit="sigma", gt=5)
