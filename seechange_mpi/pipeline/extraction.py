@@ -311,7 +311,8 @@ class _Work:
         table["spread_model"], table["spread_model_err"] = p.spread, p.spread_err
         table["flags"], table["pixel_flags"] = flags, shapes.pixel_flags
         table["psf_star"], table["is_star"] = self.psf_star, star
-        keep = (((p.flags & SKIPPED) == 0) & (snr >= self.pars.threshold)) | self.found.saturated
+        once = not_doubled(p.x, p.y, np.nan_to_num(p.flux), 0.4 * self.psf.fwhm_pixels)
+        keep = (((p.flags & SKIPPED) == 0) & (snr >= self.pars.threshold) & once) | self.found.saturated
         table = table[keep]
         return SourceList(table[np.lexsort((table["x"], table["y"]))], radii)
 
