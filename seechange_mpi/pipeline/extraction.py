@@ -201,7 +201,8 @@ class _Work:
         e = (s.a**2 - s.b**2) / (s.a**2 + s.b**2)
         shapes = np.stack([s.a**2 + s.b**2, e * np.cos(2 * s.theta), e * np.sin(2 * s.theta)], axis=-1)[chosen]
         bright = self.found.score[chosen] > np.median(self.found.score[chosen]) if len(chosen) > 100 else slice(None)
-        degree = choose_degree(x[chosen][bright], y[chosen][bright], shapes[bright], self.image.shape, pars.psf_degree)
+        degree = choose_degree(x[chosen][bright], y[chosen][bright], shapes[bright], self.image.shape, pars.psf_degree,
+                               len(chosen))
         self.psf, used = fit_stars(data, self.variance, self.mask, x, y, chosen, self.size, degree,
                                    pars.min_psf_stars, self.figures, rounds=rounds)
         if self.crowded:

@@ -19,6 +19,10 @@ Mask = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.intp]
 
 
+_ENOUGH = 80
+"""Stars that tell a PSF of degree 1 well."""
+
+
 @dataclass(frozen=True, slots=True)
 class StarChoice:
     """What decides which stars make the PSF.
@@ -65,17 +69,18 @@ def choose_stars(
     return chosen[spread_evenly(x[chosen], y[chosen], flux[chosen], shape, choice.max_stars)]
 
 
-def choose_degree(x: F64, y: F64, shapes: F64, shape: tuple[int, int], highest: int) -> int:
+def choose_degree(x: F64, y: F64, shapes: F64, shape: tuple[int, int], highest: int, stars: int) -> int:
     """Return the degree of a polynomial in position that the shapes of the stars call for.
 
-    Degree 1 wherever there are 6 stars per term: optics are never quite even, a change of half a per cent that
-    moments do not show leaves residuals of bright stars, and three terms cost little. Beyond, each of the columns of
-    `shapes` is fitted by polynomials of growing degree, outliers clipped; a degree is taken when it lowers the summed
-    squares by more than chance would in one of a thousand images (F test).
+    Degree 1 where there are 80 stars: optics are never quite even, and a change of half a per cent, which moments do
+    not show, leaves residuals of bright stars. With fewer its noise would tilt the fluxes by more than that.
+    Otherwise each of the columns of `shapes` is fitted by polynomials of growing degree, outliers clipped; a degree is
+    taken when it lowers the summed squares by more than chance would in one of a thousand images (F test), with 6
+    stars per term.
 
     Parameters
     ----------
-    shapes : (n, k), for example size and two ellipticities of each star.
+    shapes : (n, k), for example size and two ellipticities of the brighter stars;  stars : how many there are in all.
     """
     ok = np.isfinite(shapes).all(axis=1)
     for column in shapes.T:
@@ -84,8 +89,8 @@ def choose_degree(x: F64, y: F64, shapes: F64, shape: tuple[int, int], highest: 
         ok &= np.abs(column - middle) <= 5 * max(spread, 1e-12)
     n = int(ok.sum())
     u, v = 2 * x[ok] / shape[1] - 1, 2 * y[ok] / shape[0] - 1
-    taken = min(1, highest) if n >= 18 else 0
-    for degree in range(2, highest + 1):
+    taken = min(1, highest) if stars >= _ENOUGH else 0
+    for degree in range(taken + 1, highest + 1):
         terms, more = ((d + 1) * (d + 2) // 2 for d in (taken, degree))
         if n < 6 * more:
             break
