@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from seechange_mpi.model.calibration import FLAT_TYPES, KINDS
 from seechange_mpi.model.errors import ConfigError
 from seechange_mpi.model.flags import PixelFlag
 
@@ -146,8 +147,7 @@ class Photometry(_Model):
     """Only stars with a colour in this range are used."""
 
 
-CALIBRATION_KINDS = ("bias", "dark", "linearity", "crosstalk", "flat", "flat_dome", "flat_twilight", "flat_sky",
-                     "illumination", "fringe", "badpixels")
+CALIBRATION_KINDS = (*KINDS, *(f"flat_{light}" for light in FLAT_TYPES if light != "externally_supplied"))
 
 HEADER_QUANTITIES = ("mjd", "exp_time", "filter", "ra", "dec", "airmass", "project", "target", "obstype")
 
