@@ -96,5 +96,16 @@ class CommittedError(SeeChangeError):
     """Failed after the database commit: the rows are there, never retry."""
 
 
+class StepTimeout(BaseException):
+    """A step took longer than it may; this section fails. A BaseException, so that no step can swallow it."""
+
+    def __init__(self, step: str, seconds: float) -> None:
+        self.step, self.seconds = step, seconds
+        super().__init__(step, seconds)
+
+    def __str__(self) -> str:
+        return f"{self.step} did not end within {self.seconds:g} s (run.step_timeout_s)"
+
+
 class Drain(BaseException):
     """Time is up: give back what is not begun and leave."""

@@ -350,7 +350,7 @@ def judge_measurements(measurements: Measurements, sub: SubImage, fwhm_pixels: f
     table["bitflag"] = bits
 
 
-def badness_of_failure(step: str, error: Exception) -> Badness:
+def badness_of_failure(step: str, error: BaseException) -> Badness:
     """Return the bits that tell why a step has failed, from its figures; 0 where none fits."""
     if isinstance(error, BadInput):
         return Badness.REF_BAD if error.what.startswith("reference") else Badness(0)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from seechange_mpi.gpu_kernels.device import fallback_counts, reset_fallback_counts
-from seechange_mpi.model.errors import AlgorithmError, BadInput, NoWork, SeeChangeError
+from seechange_mpi.model.errors import AlgorithmError, BadInput, NoWork, SeeChangeError, StepTimeout
 from seechange_mpi.model.products import Reference, SectionProducts, StoredSection
 from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionReport, SectionTask, StepRecord
 from seechange_mpi.pipeline.badness import Judge, badness_of_failure, badness_of_products
@@ -32,8 +32,16 @@ _PARTS_OF_STEP: dict[str, tuple[str, ...]] = {
 }
 """Attributes of `SectionProducts` that a step makes."""
 
+FINALIZE = "finalize"
+"""What comes after the steps: the products become durable."""
 
-def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int = 0) -> Outcome:
+StepWatch = Callable[[str, StepRecord | None], None]
+"""Told ``(step, None)`` when a step or `FINALIZE` begins, ``(step, record)`` when it ended. What it raises at the
+beginning is raised in the step."""
+
+
+def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int = 0,
+                watch: StepWatch | None = None) -> Outcome:
     """Process one section and return how it went.
 
     Every failure of a step ends in the report; the products made before it are stored all the same.
@@ -45,6 +53,8 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
         Default: built from ``task.settings``.
     rank : int
         Rank of this process, for the report.
+    watch : callable, optional
+        Told of every step.
     """
     report = SectionReport(rank=rank, host=socket.gethostname(), start_time=_now())
     runner: _SectionRun | None = None
@@ -52,9 +62,9 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
     started = time.perf_counter()
     reset_fallback_counts()
     try:
-        runner = _SectionRun(task, pipeline or Pipeline.from_settings(task.settings), report)
+        runner = _SectionRun(task, pipeline or Pipeline.from_settings(task.settings), report, watch)
         runner.run()
-    except SeeChangeError as err:
+    except (SeeChangeError, StepTimeout, MemoryError) as err:
         _record_failure(report, err)
     except Exception as err:  # noqa: BLE001 - anything unforeseen fails this section only
         is_bug = True
@@ -68,10 +78,10 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
         report.finish_time = _now()
         try:
             shard = runner.store()
-        except (SeeChangeError, OSError) as err:
+        except (SeeChangeError, StepTimeout, OSError) as err:
             report.success = False
             if not report.error_type:
-                _record_failure(report, err, step="finalize")
+                _record_failure(report, err, step=FINALIZE)
             else:
                 report.warnings.append(f"the shard could not be written: {err}")
     summary = summarize(products, task, time.perf_counter() - started) | {"bitflag": float(report.bitflag)}
@@ -83,11 +93,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _record_failure(report: SectionReport, err: Exception, step: str = "") -> None:
+def _record_failure(report: SectionReport, err: BaseException, step: str = "") -> None:
     report.success = False
     report.error_step = step or report.error_step or "setup"
     report.error_type = type(err).__name__
-    report.error_message = str(err)
+    report.error_message = str(err) or type(err).__name__
     report.bitflag |= int(badness_of_failure(report.error_step, err))
     if not isinstance(err, AlgorithmError | BadInput):
         report.error_traceback = "".join(traceback.format_exception(err))
@@ -96,8 +106,10 @@ def _record_failure(report: SectionReport, err: Exception, step: str = "") -> No
 class _SectionRun:
     """State of one section while its steps run."""
 
-    def __init__(self, task: SectionTask, pipeline: Pipeline, report: SectionReport) -> None:
+    def __init__(self, task: SectionTask, pipeline: Pipeline, report: SectionReport,
+                 watch: StepWatch | None = None) -> None:
         self.task = task
+        self.watch = watch or (lambda _step, _record: None)
         self.pipeline = pipeline
         self.report = report
         self.products = SectionProducts()
@@ -145,6 +157,7 @@ class _SectionRun:
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("default")
+                self.watch(step, None)
                 action()
                 self.judge.after(step, self.products, self._reference if step == "subtraction" else None,
                                  catalog_stars=self._catalog_stars if step == "astrocal" else None)
@@ -159,8 +172,9 @@ class _SectionRun:
             raise
         finally:
             self.report.warnings += sorted({f"{step}: {w.message}" for w in caught})
-            self.report.steps.append(StepRecord(
-                step, status, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_mb()))
+            record = StepRecord(step, status, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_mb())
+            self.report.steps.append(record)
+            self.watch(step, record)
 
     def _preprocessing(self) -> None:
         task, preprocessor = self.task, self.pipeline.preprocessor
@@ -257,6 +271,7 @@ class _SectionRun:
         """Write the shard; return its file name."""
         from seechange_mpi.io.shard import write_shard
 
+        self.watch(FINALIZE, None)
         task = self.task
         made = {"preprocessing": self.products.image is not None, "extraction": self.products.sources is not None,
                 "subtraction": self.products.sub is not None, "detection": self.products.detections is not None,
