@@ -121,7 +121,21 @@ def main(argv: list[str] | None = None) -> None:
         hint = f" Did you mean '{close[0]}'?" if close else ""
         sys.stderr.write(f"error: there is no verb '{args[0]}'.{hint} See seechange-mpi --help\n")
         sys.exit(2)
+    if args[0] == "run" and "--dry-run" not in args and _is_worker():
+        from seechange_mpi.mpi.worker import serve_rank
+
+        sys.exit(serve_rank())  # everything it must know comes from rank 0
     sys.exit(_run_verb(args[0], args[1:]))
+
+
+def _is_worker() -> bool:
+    """Whether a launcher has started this process as another rank than the first."""
+    if not any(name.startswith(("OMPI_", "PMI", "SLURM_STEP")) for name in os.environ):
+        return False
+    from seechange_mpi.mpi.comm import announced_rank, announced_size
+
+    size = announced_size()
+    return size is not None and size > 1 and bool(announced_rank())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +11,7 @@ import typer
 
 from seechange_mpi.cli.common import ConfigOption, SetOption, load_config
 from seechange_mpi.cli.main import explain
-from seechange_mpi.model.errors import Drain, ExitCode, SeeChangeError
+from seechange_mpi.model.errors import Drain, ExitCode, LostRank, SeeChangeError
 from seechange_mpi.model.task import STEPS
 
 if TYPE_CHECKING:
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 
     from seechange_mpi.config.resolve import Config
     from seechange_mpi.db.engine import Connection
-    from seechange_mpi.mpi.coordinator import RunOptions
+    from seechange_mpi.mpi.comm import Communicator
+    from seechange_mpi.mpi.compute import ComputeProcess
+    from seechange_mpi.mpi.deadline import Deadline
+    from seechange_mpi.mpi.run import Request
     from seechange_mpi.mpi.stopping import StopRequest
 
 _STEP_HELP = ", ".join(STEPS)
@@ -34,6 +39,15 @@ def command(
         "--param", metavar="KEY=VALUE", help="Header value in place of the file's: mjd, filter, gain, …")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     max_exposures: Annotated[int | None, typer.Option("--max-exposures", min=1, help="Stop after this many.")] = None,
+    time_limit: Annotated[str | None, typer.Option(
+        "--time-limit", metavar="TIME", help="Be done by then: 25m, 1h30m, 00:29:30. Slurm's limit is known.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="With an empty queue, wait for more exposures.")] = False,
+    max_idle: Annotated[str | None, typer.Option(
+        "--max-idle", metavar="TIME", help="Like --wait, but end after so long without any.")] = None,
+    inject: Annotated[list[str] | None, typer.Option(
+        "--inject", metavar="KIND@STEP[:SECTION[:ATTEMPT]]",
+        help="Let a failure happen, to see what the run does: kill@subtraction:S3:1. Kinds: raise, hang, stop, "
+             "kill, segv, oom, lose.")] = None,
     report: Annotated[bool | None, typer.Option("--report/--no-report", help="HTML report beside each bundle.")] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -42,7 +56,7 @@ def command(
 
     \b
     A laptop:          seechange-mpi run -n 4 --camera simulated raw/*.fits
-    A batch job:       srun seechange-mpi run
+    A batch job:       srun seechange-mpi run --wait --max-idle 5m
     One image of any origin, what its header lacks given here:
                        seechange-mpi run --camera generic-fits --param mjd=56614.1 --param filter=r
                          --param exp_time=200 --param gain=4.0 --set extraction.wcs.method=header image.fits
@@ -59,50 +73,69 @@ def command(
             raise typer.BadParameter(f"no step '{step}'; there are: {_STEP_HELP}")
     if first is not None and STEPS.index(first) > STEPS.index(last):
         raise typer.BadParameter(f"--from {first} comes after --through {last}")
-    params = _params(param or [])
+    from seechange_mpi.mpi.deadline import parse_duration
+    from seechange_mpi.mpi.inject import Fault
+    from seechange_mpi.mpi.run import Request
+
+    request = Request(
+        tuple(exposures or ()), camera or resolved.settings.camera.name, first, last,
+        tuple(s.strip() for s in sections.split(",")) if sections else (), _params(param or []), dry_run,
+        max_exposures, parse_duration(time_limit) if time_limit else None,
+        parse_duration(max_idle) if max_idle else math.inf if wait else 0.0,
+        tuple(Fault.parse(text) for text in inject or ()),
+        resolved.settings.run.report if report is None else report)
     if processes > 1 and announced_size() is None and not dry_run:
         import sys
 
         from seechange_mpi.mpi.launcher import launch
 
         return launch(processes, ["run", *_without_n(sys.argv[2:])], resolved.settings.run.mpiexec)
+    from seechange_mpi.mpi.worker import compute_process
+
+    compute = compute_process()  # before MPI is imported
+    try:
+        return _as_rank(compute, resolved, request, processes)
+    finally:
+        compute.stop()
+
+
+def _as_rank(compute: ComputeProcess, resolved: Config, request: Request, processes: int) -> int:
+    """Be one rank of the run, or the only process."""
     from seechange_mpi.mpi.comm import get_comm
     from seechange_mpi.mpi.launcher import introduce, is_launched, leave
     from seechange_mpi.mpi.stopping import stop_on_signals
 
     comm = get_comm()
-    with stop_on_signals(comm.rank) as stop:
-        introduce(comm.rank)
-        if comm.rank != 0:
-            _serve(comm)
-            return 0
-        if processes > 1 and comm.size != processes and not dry_run:
+    if comm.rank != 0:
+        from seechange_mpi.mpi.worker import be_worker
+
+        be_worker(comm, compute)
+        return 0
+    with stop_on_signals(0) as stop:
+        introduce(0)
+        if processes > 1 and comm.size != processes and not request.dry_run:
             typer.echo(f"-n {processes} is passed over: a launcher has started {comm.size} already")
+        from seechange_mpi.mpi.scatter import stop_workers
+
         try:
-            code = _coordinate(resolved, comm, stop, exposures or [], camera, first, last, sections, params, dry_run,
-                               max_exposures, resolved.settings.run.report if report is None else report)
+            code = _coordinate(resolved, comm, compute, stop, request)
+        except LostRank as err:
+            explain(err)
+            comm.abort(int(ExitCode.BUG))
+            code = int(ExitCode.BUG)
         except (SeeChangeError, Drain) as err:
+            stop_workers(comm)
             if not is_launched():
                 raise
             code = explain(err)  # the code travels beside mpiexec, which would call it a crash
-        finally:
-            from seechange_mpi.mpi.scatter import stop_workers
-
+        except BaseException:
             stop_workers(comm)
+            raise
+        else:
+            stop_workers(comm)
+        compute.stop()
+        comm.flush(5.0)
     return leave(code)
-
-
-def _serve(comm: Any) -> None:
-    """Work for rank 0; a worker that dies must take the job with it."""
-    from seechange_mpi.mpi.worker import work
-
-    try:
-        work(comm)
-    except BaseException:  # noqa: BLE001 - nothing may end a worker silently
-        import traceback
-
-        traceback.print_exc()
-        comm.abort(1)
 
 
 def _without_n(args: list[str]) -> list[str]:
@@ -119,42 +152,42 @@ def _without_n(args: list[str]) -> list[str]:
     return out
 
 
-def _coordinate(resolved: Config, comm: Any, stop: StopRequest, exposures: list[Path], camera: str | None,
-                first: str | None, last: str, sections: str | None, params: dict[str, Any], dry_run: bool,
-                max_exposures: int | None, report: bool) -> int:
+def _coordinate(resolved: Config, comm: Communicator, compute: ComputeProcess, stop: StopRequest, request: Request
+                ) -> int:
     from seechange_mpi.db.engine import server
-    from seechange_mpi.mpi.coordinator import RunOptions
+    from seechange_mpi.mpi.deadline import Deadline, job_end
 
-    name = camera or resolved.settings.camera.name
-    options = RunOptions(first or STEPS[0], last, first is not None,
-                         tuple(s.strip() for s in sections.split(",")) if sections else (), max_exposures, report)
+    settings = resolved.settings.run
+    end = job_end()
+    lefts = [t for t in (request.time_limit_s, None if end is None else end - time.time()) if t is not None]
+    deadline = Deadline(min(lefts) if lefts else None, signal_s=settings.usr1_s, term_s=settings.term_s)
     with server(resolved) as opened:
-        if dry_run:
-            return _dry_run(resolved, opened, exposures, name, params, options)
-        return _run(resolved, opened, comm, stop, exposures, name, params, options)
+        if request.dry_run:
+            return _dry_run(resolved, opened, request)
+        return _run(resolved, opened, comm, compute, stop, deadline, request)
 
 
-def _run(resolved: Config, opened: Callable[[], Connection], comm: Any, stop: StopRequest, exposures: list[Path],
-         camera: str, params: dict[str, Any], options: RunOptions) -> int:
+def _run(resolved: Config, opened: Callable[[], Connection], comm: Communicator, compute: ComputeProcess,
+         stop: StopRequest, deadline: Deadline, request: Request) -> int:
     from seechange_mpi.db.queue import LocalQueue
-    from seechange_mpi.mpi.coordinator import Coordinator
     from seechange_mpi.mpi.heartbeat import owner_is_gone
-    from seechange_mpi.mpi.progress import Progress
     from seechange_mpi.mpi.results import exit_code
+    from seechange_mpi.mpi.run import run_batch
     from seechange_mpi.mpi.summary import closing_words
 
     queue = LocalQueue(opened, max_attempts=resolved.settings.queue.max_attempts)
     queue.expire_owners(owner_is_gone)
-    only = [queue.add(path, camera, params=params, again=True) for path in exposures]
-    queue.only = sorted(only) if exposures else None
-    coordinator = Coordinator(resolved, opened, queue, comm, options, Progress(), stop=stop)
-    results = coordinator.run()
+    only = [queue.add(path, request.camera, params=request.params, again=True) for path in request.exposures]
+    queue.only = sorted(only) if request.exposures else None
+    results, trouble = run_batch(resolved, opened, queue, comm, compute, stop, deadline, request)
     busy = set(only) - {r.identifier for r in results}
-    if busy and options.max_exposures is None and stop.number is None:
+    if busy and request.max_exposures is None and stop.number is None and not deadline.reason:
         typer.echo(f"claimed by another run, held or given up: {', '.join(sorted(busy))}; see seechange-mpi queue list")
-    typer.echo(closing_words(results))
+    typer.echo(closing_words(results, deadline.reason))
     queue.close()
-    return int(exit_code(results))
+    if trouble is not None:
+        typer.echo(f"error: {trouble}", err=True)
+    return int(exit_code(results, trouble=trouble is not None))
 
 
 def _params(items: list[str]) -> dict[str, Any]:
@@ -166,26 +199,24 @@ def _params(items: list[str]) -> dict[str, Any]:
     return out
 
 
-def _dry_run(resolved: Config, opened: Callable[[], Connection], exposures: list[Path], camera: str,
-             params: dict[str, Any], options: RunOptions) -> int:
+def _dry_run(resolved: Config, opened: Callable[[], Connection], request: Request) -> int:
     from datetime import UTC, datetime
 
     from seechange_mpi.conductor_client.protocol import Claim
     from seechange_mpi.db.queue import LocalQueue
     from seechange_mpi.model.exposure import identifier_of
-    from seechange_mpi.mpi.comm import SerialComm
-    from seechange_mpi.mpi.coordinator import Coordinator
-    from seechange_mpi.mpi.progress import Progress
+    from seechange_mpi.mpi.stages import Stages
 
     queue = LocalQueue(opened)
-    coordinator = Coordinator(resolved, opened, queue, SerialComm(), options, Progress(quiet=True))
-    claims = [Claim(identifier_of(p), camera, str(p.absolute()), 0, 1, datetime.now(UTC), params) for p in exposures]
-    if not exposures:
+    stages = Stages(resolved, opened, queue, request.options)
+    claims = [Claim(identifier_of(p), request.camera, str(p.absolute()), 0, 1, datetime.now(UTC), request.params)
+              for p in request.exposures]
+    if not request.exposures:
         claims = [Claim(q.identifier, q.instrument, q.filepath, 0, 1, datetime.now(UTC)) for q in queue.list(["ready"])]
     code = int(ExitCode.OK)
     for claim in claims:
         try:
-            prepared = coordinator.prepare(claim)
+            prepared = stages.prepare(claim)
         except SeeChangeError as err:
             typer.echo(f"\n{claim.identifier}: cannot be processed: {err}")
             code = int(ExitCode.EXPOSURE_FAILED)

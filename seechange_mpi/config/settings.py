@@ -106,6 +106,24 @@ class RunSettings(Parameters):
     mpiexec: str | None = par(None, "launcher for 'run -n N'; null = the one beside this Python, else on PATH",
                               critical=False)
     report: bool = par(True, "write an HTML report beside each bundle", critical=False)
+    rank0_computes: bool | None = par(None, "whether rank 0 processes sections too; null = when there are not more "
+                                            "ranks than sections", critical=False)
+    step_timeout_s: float = par(900.0, "a step that takes longer is ended, and its section fails", unit="s",
+                                critical=False, gt=0)
+    step_grace_s: float = par(10.0, "time for it to react before its process is killed", unit="s", critical=False,
+                              gt=0)
+    section_attempts: int = par(2, "tries of a section whose process died, or that met a passing trouble",
+                                critical=False, ge=1)
+    section_guess_s: float = par(60.0, "duration of a section before any was measured", unit="s", critical=False,
+                                 gt=0)
+    commit_guess_s: float = par(10.0, "time to bundle and commit an exposure before any was measured", unit="s",
+                                critical=False, gt=0)
+    usr1_s: float = par(60.0, "time that is left after the signal USR1", unit="s", critical=False, gt=0)
+    term_s: float = par(10.0, "time that is left after TERM, HUP or Ctrl-C; a second one ends at once", unit="s",
+                        critical=False, gt=0)
+    silence_s: float = par(120.0, "a rank at work that is not heard of for so long is lost, and the job ends", unit="s",
+                           critical=False, gt=10)
+    poll_s: float = par(10.0, "mean time between questions to an empty queue", unit="s", critical=False, gt=0)
     provenance_tag: str = par("current", "tag given to the provenances of this run", critical=False)
 
 

@@ -92,6 +92,15 @@ class BadInput(SeeChangeError):
         return f"{self.path}: {self.what}: expected {self.expected}, found {self.found}"
 
 
+class LostRank(SeeChangeError):
+    """A rank has died or hangs: the job ends, the next one resumes."""
+
+    def __init__(self, rank: int, exposure: str, section: str, step: str, reason: str) -> None:
+        self.rank = rank
+        super().__init__(f"rank {rank} was lost in section {section} of {exposure} at {step}: it {reason}. What was "
+                         "durable is kept; run the same command again to finish the rest")
+
+
 class CommittedError(SeeChangeError):
     """Failed after the database commit: the rows are there, never retry."""
 

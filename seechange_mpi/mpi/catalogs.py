@@ -8,7 +8,7 @@ from typing import Any
 
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.io.catalog_excerpt import LARGEST_DEG, Cone, bounding_cone, make_excerpt
-from seechange_mpi.model.errors import ConfigError
+from seechange_mpi.model.errors import ConfigError, SeeChangeError
 from seechange_mpi.pipeline.top_level import Pipeline
 
 _SPARE_DEG = 60.0 / 3600.0
@@ -58,3 +58,30 @@ def exposure_catalog(spec: Mapping[str, Any] | None, footprints: Mapping[str, li
     margin = pipeline.astrocalibrator.catalog_margin_arcsec / 3600.0 + _SPARE_DEG
     corners = [(ra, dec, margin) for section in footprints.values() for ra, dec in section]
     return shared_excerpt(spec, corners, config)
+
+
+def stars_per_section(catalog: Mapping[str, Any] | None, footprints: Mapping[str, list[tuple[float, float]]]
+                      ) -> dict[str, int]:
+    """Return how many stars of an exposure's excerpt lie on each section, roughly; empty where that is not known.
+
+    Only used to predict durations.
+    """
+    import numpy as np
+
+    from seechange_mpi.io.catalog import read_catalog
+
+    if not catalog or catalog.get("url") or not footprints:
+        return {}
+    corners = [(ra, dec, _SPARE_DEG) for section in footprints.values() for ra, dec in section]
+    try:
+        stars = read_catalog(catalog, *bounding_cone(corners))
+    except SeeChangeError:
+        return {}  # the sections will say so, each for itself
+    counts = {}
+    for section, outline in footprints.items():
+        ra, dec = np.array(outline, dtype=float).T
+        east = (stars.ra - ra[0] + 180.0) % 360.0
+        east_edges = (ra - ra[0] + 180.0) % 360.0
+        inside = (east >= east_edges.min()) & (east <= east_edges.max())
+        counts[section] = int(np.count_nonzero(inside & (stars.dec >= dec.min()) & (stars.dec <= dec.max())))
+    return counts

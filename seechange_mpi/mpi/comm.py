@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, NamedTuple, Protocol
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from seechange_mpi.model.errors import ConfigError
 
-WORK, STOP, OUTCOME = 1, 2, 3
+WORK, STOP, OUTCOME, SETUP, ANSWER, CANCEL, PULSE = range(1, 8)
 """Message tags."""
 _SHORTEST_S, _LONGEST_S = 0.0005, 0.01
+
+
+class Sleeper:
+    """Pauses between looks that grow from 0.5 to 10 ms while nothing happens.
+
+    Parameters
+    ----------
+    longest_s : the longest pause [s].
+    wait : what pauses; default `time.sleep`.
+    """
+
+    def __init__(self, longest_s: float = _LONGEST_S, wait: Callable[[float], None] = time.sleep) -> None:
+        self._pause, self._longest_s, self._wait = _SHORTEST_S, longest_s, wait
+
+    def wake(self) -> None:
+        """Something happened: look again soon."""
+        self._pause = 0.0
+
+    def sleep(self) -> None:
+        """Pause, unless something has just happened."""
+        if self._pause:
+            self._wait(self._pause)
+        self._pause = min(max(1.3 * self._pause, _SHORTEST_S), self._longest_s)
 
 
 class Message(NamedTuple):
@@ -26,15 +51,16 @@ class Communicator(Protocol):
 
     rank: int
     size: int
-    outstanding: dict[int, tuple[str, str]]
-    """On rank 0: worker -> exposure and section it still owes an answer for."""
-
     def send(self, body: Any, dest: int, tag: int) -> None:
         """Send a picklable object."""
         ...
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
         """Wait for a message, sleeping; None after the timeout."""
+        ...
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything sent has been taken; False if that was not so in time."""
         ...
 
     def abort(self, code: int) -> None:
@@ -54,14 +80,21 @@ def announced_size() -> int | None:
     return None
 
 
+def announced_rank() -> int | None:
+    """Rank of this process as the launcher says; None without a launcher, or where it says nothing."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_PROCID", "").isdigit():
+        return int(os.environ["SLURM_PROCID"])
+    return None
+
+
 class SerialComm:
     """One process, no MPI."""
 
     rank = 0
     size = 1
-
-    def __init__(self) -> None:
-        self.outstanding: dict[int, tuple[str, str]] = {}
 
     def send(self, body: Any, dest: int, tag: int) -> None:
         """There is nobody to send to."""
@@ -71,6 +104,10 @@ class SerialComm:
         """Nothing ever arrives."""
         return None
 
+    def flush(self, timeout_s: float) -> bool:
+        """Nothing was sent."""
+        return True
+
     def abort(self, code: int) -> None:
         """End this process."""
         raise SystemExit(code)
@@ -79,6 +116,9 @@ class SerialComm:
 class MPIComm:
     """MPI.COMM_WORLD with messages that sleep instead of spinning."""
 
+    _sending: ClassVar[deque[Any]] = deque()
+    """Requests of messages that have not been taken yet: MPI reads their buffers until then."""
+
     def __init__(self) -> None:
         from mpi4py import MPI
 
@@ -86,7 +126,6 @@ class MPIComm:
         self._comm = MPI.COMM_WORLD
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()
-        self.outstanding: dict[int, tuple[str, str]] = {}
         expected = announced_size()
         if expected is not None and expected != self.size:
             raise ConfigError(
@@ -95,21 +134,36 @@ class MPIComm:
                 "use 'seechange-mpi run -n N', or the mpiexec of that library")
 
     def send(self, body: Any, dest: int, tag: int) -> None:
-        """Send a picklable object."""
-        self._comm.send(body, dest=dest, tag=tag)
+        """Send a picklable object, without waiting for the other to take it."""
+        self._sending.append(self._comm.isend(body, dest=dest, tag=tag))
+        while self._sending and self._sending[0].Test():
+            self._sending.popleft()
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
         """Wait for a message, sleeping 0.5 to 10 ms between looks; None after the timeout."""
+        while self._sending and self._sending[0].Test():
+            self._sending.popleft()
         status = self._mpi.Status()
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        pause = _SHORTEST_S
+        sleeper = Sleeper()
         while not self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG, status):
             if end is not None and time.monotonic() >= end:
                 return None
-            time.sleep(pause)
-            pause = min(1.5 * pause, _LONGEST_S)
+            sleeper.sleep()
         body = self._comm.recv(source=status.Get_source(), tag=status.Get_tag())
         return Message(status.Get_source(), status.Get_tag(), body)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything sent has been taken; False if that was not so in time."""
+        end = time.monotonic() + timeout_s
+        while self._sending:
+            if self._sending[0].Test():
+                self._sending.popleft()
+            elif time.monotonic() > end:
+                return False
+            else:
+                time.sleep(_SHORTEST_S)
+        return True
 
     def abort(self, code: int) -> None:
         """End all ranks at once."""

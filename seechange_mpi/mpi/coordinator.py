@@ -1,70 +1,75 @@
-"""Rank 0: claim exposures, find what they need, hand out sections, bundle, commit, release."""
+"""Rank 0: keeps every process at work on claimed exposures, and knows when to stop."""
 
 from __future__ import annotations
 
+import math
+import queue
+import random
 import time
-from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus, WorkSource
-from seechange_mpi.config.resolve import Config
-from seechange_mpi.instruments.camera import Camera, load_camera
-from seechange_mpi.io.bundle import bundle_path, read_bundle, section_shards, shard_folder, write_bundle
-from seechange_mpi.io.raw import read_exposure_info, section_footprints
-from seechange_mpi.io.shard import scan_shards
-from seechange_mpi.model.errors import BadInput, Drain, SeeChangeError, TransientError
-from seechange_mpi.model.exposure import ExposureInfo
-from seechange_mpi.model.provenance import ProvenanceRecord
-from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionTask
-from seechange_mpi.mpi.catalogs import catalog_spec, exposure_catalog
-from seechange_mpi.mpi.comm import Communicator
-from seechange_mpi.mpi.heartbeat import Heartbeat, owner_name
-from seechange_mpi.mpi.progress import Progress
+from seechange_mpi.conductor_client.protocol import Claim
+from seechange_mpi.model.errors import LostRank
+from seechange_mpi.mpi.comm import Sleeper
+from seechange_mpi.mpi.deadline import Deadline
+from seechange_mpi.mpi.heartbeat import Heartbeats
+from seechange_mpi.mpi.host import RETRIED
+from seechange_mpi.mpi.messages import Answer, Work, WorkKey
+from seechange_mpi.mpi.observer import Observer
+from seechange_mpi.mpi.prediction import Predictor, Typical
 from seechange_mpi.mpi.results import ExposureResult
-from seechange_mpi.mpi.scatter import gather_outcomes, scatter_sections
+from seechange_mpi.mpi.scatter import Crew, gather_outcomes, scatter_sections
+from seechange_mpi.mpi.schedule import Job, Schedule
 from seechange_mpi.mpi.stopping import StopRequest
-from seechange_mpi.mpi.worker import SectionRunner, process
-from seechange_mpi.mpi.worklist import SectionPlan, plan_section
-from seechange_mpi.pipeline.inputs import identify
-from seechange_mpi.pipeline.top_level import Pipeline
-from seechange_mpi.pipeline.tree import make_tree
+from seechange_mpi.mpi.threads import Event, ExposureStages, PreparedWork, Thread, claim_and_prepare, finish
+from seechange_mpi.pipeline.section import FINALIZE
 
-if TYPE_CHECKING:
-    from seechange_mpi.db.engine import Connection
+_ROUNDS_AHEAD = 2.0
+"""Sections are kept waiting for this many rounds of all processes: then the end comes in sight early enough."""
+_LONGEST_PAUSE_S = 0.003
+"""Between two looks: what a process waits for its next section in the mean, at less than 1 % of a core."""
 
 
 @dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What the command line asks of a run."""
+class Limits:
+    """How far a run may go.
 
-    first_step: str = STEPS[0]
-    last_step: str = STEPS[-1]
-    forced: bool = False
-    """Redo from `first_step` on even what could be reused."""
-    sections: tuple[str, ...] = ()
+    Attributes
+    ----------
+    max_exposures : claims that are made at most.
+    max_idle_s : with an empty queue it waits this long for more; 0 = it ends.
+    section_attempts : tries of a section whose process died or that met a passing trouble.
+    commit_guess_s : time to bundle and commit an exposure before one was seen [s].
+    silence_s : a rank at work that is not heard of for this long is lost.
+    poll_s : mean time between questions to an empty queue.
+    leave_s : kept at the end for giving claims back and leaving.
+    """
+
     max_exposures: int | None = None
-    report: bool = True
+    max_idle_s: float = 0.0
+    section_attempts: int = 2
+    commit_guess_s: float = 10.0
+    silence_s: float = 120.0
+    poll_s: float = 10.0
+    leave_s: float = 1.0
 
 
 @dataclass(slots=True)
-class Prepared:
-    """An exposure ready to be worked on."""
+class Open:
+    """An exposure in hand."""
 
-    exposure: ExposureInfo
-    camera: Camera
-    tasks: dict[str, SectionTask]
-    plans: dict[str, SectionPlan]
-    records: dict[str, ProvenanceRecord]
-    last_steps: dict[str, str]
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def bundle_provenance(self) -> str:
-        """The provenance that names the bundle: the last process of the first section."""
-        first = self.tasks[next(iter(self.tasks))]
-        return list(first.provenances.values())[-1]
+    order: int
+    claim: Claim
+    began: float
+    prepared: PreparedWork | None = None
+    result: ExposureResult = field(default_factory=lambda: ExposureResult("", "failed"))
+    todo: set[str] = field(default_factory=set)
+    """Sections that have not answered for good."""
+    state: str = "preparing"
+    """``preparing``, ``computing``, ``complete``, ``finishing``, ``given_back``."""
+    lost: bool = False
 
 
 class Coordinator:
@@ -72,300 +77,346 @@ class Coordinator:
 
     Parameters
     ----------
-    config : Config
-    opened : opens database connections.
-    source : where exposures come from.
-    runner : processes a section (replaced in tests).
-    stop : asked between sections whether to go on.
+    stages : what is done with an exposure around its sections.
+    crew : the processes that compute.
+    heartbeats : function that makes the keeper of leases, from a function that is told of lost ones; None = none.
+    observer : told of everything, for logs, progress and ``status``.
+    clock, pause : the time [s], and what waits for it to pass.
     """
 
-    def __init__(self, config: Config, opened: Callable[[], Connection], source: WorkSource, comm: Communicator,
-                 options: RunOptions, progress: Progress, runner: SectionRunner = process,
-                 stop: StopRequest | None = None) -> None:
-        self.config, self.opened, self.source, self.comm = config, opened, source, comm
-        self.options, self.progress, self.stop = options, progress, stop or StopRequest()
-        self.runner = runner if comm.size > 1 else self._interruptibly(runner)
-        self.pipeline = Pipeline.from_settings(config.steps())
-        self.owner = owner_name()
-        self.catalog = catalog_spec(config)
+    def __init__(self, stages: ExposureStages, crew: Crew, *, deadline: Deadline | None = None,
+                 limits: Limits | None = None, predictor: Predictor | None = None, observer: Observer | None = None,
+                 stop: StopRequest | None = None,
+                 heartbeats: Callable[[Callable[[Claim], None]], Heartbeats] | None = None,
+                 clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep) -> None:
+        self.stages, self.crew, self.clock = stages, crew, clock
+        self.deadline, self.limits = deadline or Deadline(clock=clock), limits or Limits()
+        self.predictor, self.observer = predictor or Predictor(), observer or Observer()
+        self.stop = stop or StopRequest()
+        self.schedule = Schedule(len(crew.slots))
+        self._pause = pause
+        self.open: dict[int, Open] = {}
+        self.results: list[ExposureResult] = []
+        self.trouble: Exception | None = None
+        """Why no claim could be made."""
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._heart = heartbeats(lambda claim: self.events.put(Event("lost", claim))) if heartbeats else None
+        self._claims = 0
+        self._next_question = -math.inf
+        self._empty = self._draining = False
+        self._commits = Typical(self.limits.commit_guess_s)
+        self._preparations = Typical(0.0)
+        self._usual: list[float] = []
+        """Predicted durations of the sections of the last exposure."""
+        self._idle_from: float | None = None
+        self._prefetch: Thread
+        self._finisher: Thread
 
     def run(self) -> list[ExposureResult]:
-        """Claim and process exposures until there are no more, or as many as allowed."""
-        results: list[ExposureResult] = []
-        lease = self.config.settings.queue.lease_s
-        while self.options.max_exposures is None or len(results) < self.options.max_exposures:
-            if self.stop.number is not None:
-                break
-            claim = self.source.claim(self.owner, lease)
-            if claim is None:
-                break
-            started = time.monotonic()
-            try:
-                with Heartbeat(self.source, claim, lease) as heart:
-                    result = self._process(claim, heart)
-            except Drain as reason:
-                result = ExposureResult(claim.identifier, "given_back", message=f"{reason}; what is durable is kept")
-                self._give_back(claim)
-            except BaseException:
-                self._give_back(claim)
-                raise
-            result.seconds = time.monotonic() - started
-            results.append(result)
-            self.progress.exposure_done(result)
-        return results
-
-    def _interruptibly(self, runner: SectionRunner) -> SectionRunner:
-        def run(task: SectionTask, rank: int) -> Outcome:
-            with self.stop.interruptible():
-                return runner(task, rank)
-
-        return run
-
-    def _give_back(self, claim: Claim) -> None:
-        self._tell(lambda: self.source.release(claim, "given_back", {}, "interrupted"),
-                   ExposureResult(claim.identifier, "given_back"))
-
-    def _process(self, claim: Claim, heart: Heartbeat) -> ExposureResult:
-        result = ExposureResult(claim.identifier, "failed")
-        try:
-            self._raise_fence(claim)
-            prepared = self.prepare(claim)
-            self._compute(prepared, result)
-            self._finish(claim, prepared, result, heart)
-        except SeeChangeError as err:
-            result.message = str(err)
-            self._tell(lambda: self.source.fail(claim, result.message, counts_of(result)), result)
-        except Exception as err:  # noqa: BLE001 - one exposure must not end the run
-            import traceback
-
-            from psycopg import InterfaceError, OperationalError
-
-            if isinstance(err, OperationalError | InterfaceError):
-                result.message = f"the database went away: {(str(err).strip().splitlines() or ['?'])[0]}"
-                self._tell(lambda: self.source.fail(claim, result.message, counts_of(result)), result)
-                return result
-            result.is_bug = True
-            result.message = f"{type(err).__name__}: {err}\n{traceback.format_exc()}"
-            message = f"bug: {type(err).__name__}: {err}"
-            self._tell(lambda: self.source.fail(claim, message, counts_of(result)), result)
-        return result
-
-    def prepare(self, claim: Claim) -> Prepared:
-        """Read the header, find references, compute provenances, and see what is left to do.
+        """Claim and process exposures until there are no more, or as many as allowed, or the time is over.
 
         Raises
         ------
-        BadInput
-            The exposure is unreadable.
-        TransientError
-            The database does not answer.
+        LostRank
+            A rank is not heard of any more.
         """
-        camera = load_camera(claim.instrument)
-        exposure = read_exposure_info(claim.path, camera, claim.params)
-        sections = self._sections(camera, exposure.mjd)
-        filters = {s: camera.section(s).filter or exposure.filter for s in sections}
-        footprints = section_footprints(exposure, camera)
-        references = self._references(exposure, camera, filters, footprints)
-        catalog = exposure_catalog(self.catalog, footprints, self.config, self.pipeline)
-        frames = self._calibration(exposure, camera, filters)
-        shards = shard_folder(self.config.bundles, exposure.identifier)
-        found = scan_shards(shards)
-        relative = self.pipeline.photcalibrator.pars.method == "relative"
-        last = min(self.options.last_step, claim.through_step or STEPS[-1], key=STEPS.index)
-        prepared = Prepared(exposure, camera, {}, {}, {}, {}, list(found.problems))
-        settings = self.pipeline.settings()
-        for section in sections:
-            link = references.get(section)
-            tree = make_tree(self.pipeline, camera, exposure, link.provenance_ids if link else None,
-                             exposure.overrides)
-            prepared.records.update({r.id: r for r in tree.values()})
-            calibration = frames[section]
-            inputs = identify(calibration, catalog, link, relative_zero_point=relative)
-            ids = {p: r.id for p, r in tree.items()}
-            reachable = last if link else min(last, "photocal", key=STEPS.index)
-            plan = plan_section(section, found.shards, ids, inputs, first_step=self.options.first_step,
-                                last_step=reachable, forced=self.options.forced)
-            prepared.plans[section], prepared.last_steps[section] = plan, reachable
-            prepared.tasks[section] = SectionTask(
-                exposure, section, camera, settings, ids, str(shards), calibration, catalog, link,
-                str(plan.shard.path) if plan.shard else None, plan.reuse_through, inputs, self.options.first_step,
-                last, claim.attempt)
-        return prepared
-
-    def _sections(self, camera: Camera, mjd: float) -> tuple[str, ...]:
-        for s in self.options.sections:
-            camera.section(s)
-        return tuple(s for s in camera.section_ids_at(mjd) if not self.options.sections or s in self.options.sections)
-
-    def _references(self, exposure: ExposureInfo, camera: Camera, filters: dict[str, str],
-                    corners: dict[str, list[tuple[float, float]]]) -> dict[str, ReferenceLink]:
-        from seechange_mpi.db.references import find_references
-
-        footprints = {s: c for s, c in corners.items() if s in filters}
-        chosen = self.config.settings.references
-        with self.opened() as conn:
-            return find_references(
-                conn, footprints, instrument=camera.name, filters=filters, refset=chosen.refset,
-                min_overlap=chosen.min_overlap, any_filter=self.pipeline.subtractor.pars.allow_other_filter,
-                exclude=exposure.identifier)
-
-    def _calibration(self, exposure: ExposureInfo, camera: Camera, filters: dict[str, str]
-                     ) -> dict[str, dict[str, str]]:
-        """Section -> kind -> path of its calibration frames."""
-        from seechange_mpi.db.calibrators import choose_frames
-
-        chosen = self.config.settings.calibrators
-        with self.opened() as conn:
-            return choose_frames(conn, camera, exposure, filters, self.config.settings.paths.calibration,
-                                 source=chosen.source, sets=chosen.set, flat_types=chosen.flat_types,
-                                 kinds=sorted(self.pipeline.preprocessor.kinds))
-
-    def _compute(self, prepared: Prepared, result: ExposureResult) -> None:
-        todo = [prepared.tasks[s] for s, p in prepared.plans.items() if not p.complete]
-        result.reused = [s for s, p in prepared.plans.items() if p.complete]
-        self.progress.exposure_started(prepared.exposure.identifier, len(todo), len(result.reused),
-                                       max(1, self.comm.size - 1), prepared.problems)
-        outcomes = scatter_sections(self.comm, todo, runner=self.runner, tick=self.stop.check)
-        result.outcomes = gather_outcomes(self._watched(outcomes))
-
-    def _watched(self, outcomes: Iterable[Outcome]) -> Iterable[Outcome]:
-        for outcome in outcomes:
-            self.progress.section_done(outcome)
-            yield outcome
-
-    def _finish(self, claim: Claim, prepared: Prepared, result: ExposureResult, heart: Heartbeat) -> None:
-        """Bundle, commit, release."""
-        identifier = prepared.exposure.identifier
-        path = bundle_path(self.config.bundles, identifier, prepared.bundle_provenance)
-        result.bundle = path
-        fresh = bool(result.outcomes) or not path.is_file()
-        if fresh:
-            self._write_bundle(prepared, result, path)
-        if heart.lost:
-            result.state = "given_back"
-            result.message = "the claim was lost to another job; its results are kept and nothing was committed"
-            return
+        self._prefetch = Thread("prefetch", self.events)
+        self._finisher = Thread("finish", self.events)
+        if self._heart is not None:
+            self._heart.start()
+        sleeper = Sleeper(_LONGEST_PAUSE_S, self._pause)
         try:
-            unchanged = self._commit(claim, prepared, result)
-        except TransientError as err:
-            result.state = "uncommitted"
-            result.message = f"{err}. To commit later: seechange-mpi db commit {path}"
-            self._tell(lambda: self.source.fail(claim, result.message, counts_of(result)), result)
+            while not self._over():
+                if self._look():
+                    sleeper.wake()
+                sleeper.sleep()
+        except BaseException:
+            for opened in self.open.values():
+                if opened.state != "finishing":
+                    self._finisher.ask(lambda o=opened: self.stages.give_back(o.claim, "interrupted"))  # type: ignore[misc]
+            raise
+        finally:
+            patience = min(max(self.deadline.left_s(), 0.0), 5.0)
+            self._prefetch.stop(0.0 if self._prefetch.pending else 1.0)
+            self._finisher.stop(patience)
+            if self._heart is not None:
+                self._heart.stop()
+        return self.results
+
+    def _look(self) -> bool:
+        """Take one look at everything; return whether something happened."""
+        moved = False
+        while not self.events.empty():
+            self._hear(self.events.get())
+            moved = True
+        for job, answer in gather_outcomes(self.crew, self.schedule):
+            self._take(job, answer)
+            moved = True
+        self.deadline.hear(self.stop.number, self.stop.count)
+        if not self._draining and self.deadline.left_s() < self._reserve_s():
+            self._drain()
+        self._feed()
+        self._finish_in_order()
+        if scatter_sections(self.crew, self.schedule, self.clock(), closing=self._closing(), limit_s=self._limit_s(),
+                            on_start=self._begun):
+            moved = True
+        if self.schedule.n_waiting and not self.crew.at and not self._draining:
+            self._drain()  # there is time, but not enough for any section
+        silent = self.crew.silent(self.limits.silence_s)
+        if silent is not None:
+            work = self.crew.at[silent]
+            step = self.crew.steps[silent].step if silent in self.crew.steps else "?"
+            raise LostRank(silent, work.task.exposure.identifier, work.key.section, step,
+                           f"has not been heard of for {self.limits.silence_s:g} s")
+        self.observer.look(self)
+        return moved
+
+    # -- claims ---------------------------------------------------------------------------------------------------
+
+    def _closing(self) -> bool:
+        """Whether no further exposure will be claimed."""
+        stopping = self._draining or self.trouble is not None or self.stop.number is not None
+        return stopping or self._enough() or (self._empty and not self.limits.max_idle_s)
+
+    def _enough(self) -> bool:
+        return self.limits.max_exposures is not None and self._claims >= self.limits.max_exposures
+
+    def _feed(self) -> None:
+        """Ask for another exposure where there is use for it and time enough."""
+        if self._prefetch.pending or self._closing():
             return
-        result.state = state_of(prepared, result, nothing_new=unchanged and not result.outcomes)
-        self._release(claim, prepared, result)
-        if self.options.report and (fresh or not path.with_suffix(".html").is_file()):
-            self._write_report(path, result)
-
-    def _write_bundle(self, prepared: Prepared, result: ExposureResult, path: Path) -> None:
-        shards, failures = [], {}
-        for section, plan in prepared.plans.items():
-            outcome = result.outcomes.get(section)
-            if outcome is None:
-                assert plan.shard is not None
-                shards.append(plan.shard.path)
-            elif outcome.shard:
-                shards.append(Path(prepared.tasks[section].shard_dir) / outcome.shard)
-            else:
-                failures[section] = outcome.report
-        kept, known = kept_sections(path, prepared.plans)
-        write_bundle(path, prepared.exposure, (known | prepared.records).values(), self.config.public(),
-                     [*shards, *kept], failures)
-
-    def _raise_fence(self, claim: Claim) -> None:
-        """Say that work begins: from now on an older claim of this exposure cannot commit."""
-        from seechange_mpi.db.commit import raise_fence
-
-        with self.opened() as conn:
-            raise_fence(conn, claim.identifier, claim.token)
-
-    def _commit(self, claim: Claim, prepared: Prepared, result: ExposureResult) -> bool:
-        """Commit the bundle; return whether everything was there already."""
-        from seechange_mpi.db.commit import commit_bundle
-
-        assert result.bundle is not None
-        objects = self.config.settings.objects
-        radius = objects.association_radius_arcsec or prepared.camera.association_radius_arcsec
-        with self.opened() as conn:
-            done = commit_bundle(conn, result.bundle, radius_arcsec=radius, token=claim.token,
-                                 tag=self.config.settings.run.provenance_tag,
-                                 max_new_objects=objects.max_new_per_exposure)
-        result.new_objects, result.objects = done.new_objects, done.linked
-        return done.unchanged
-
-    def _release(self, claim: Claim, prepared: Prepared, result: ExposureResult) -> None:
-        counts = counts_of(result)
-        if result.failed_sections:
-            failed = ", ".join(result.failed_sections)
-            self._tell(lambda: self.source.fail(claim, f"sections failed: {failed}", counts), result)
+        if self.schedule.n_waiting >= _ROUNDS_AHEAD * len(self.crew.slots) or self.clock() < self._next_question:
             return
-        usable = prepared.camera.section_ids_at(prepared.exposure.mjd)
-        partial = is_partial(prepared, result) or len(prepared.tasks) < len(usable)
-        status: ReleaseStatus = "partial" if partial else "done"
-        self._tell(lambda: self.source.release(claim, status, counts), result)
+        if not self._fits():
+            return
+        self._prefetch.ask(lambda: claim_and_prepare(self.stages, self.events, self._claimed, self.clock))
 
-    def _tell(self, call: Callable[[], None], result: ExposureResult) -> None:
-        """Tell the source; if it does not listen, the lease will run out by itself."""
-        try:
-            call()
-        except Exception as err:  # noqa: BLE001 - results are safe; the lease expires
-            self.progress.note(f"{result.identifier}: the queue could not be told: {err}; the lease will expire")
+    def _claimed(self, claim: Claim) -> None:
+        if self._heart is not None:
+            self._heart.add(claim)
 
-    def _write_report(self, path: Path, result: ExposureResult) -> None:
-        try:
-            from seechange_mpi.report import write_report
+    def _fits(self) -> bool:
+        """Whether one more exposure like the last would be committed in time."""
+        left = self.deadline.left_s()
+        if math.isinf(left):
+            return True
+        usual = self._usual or [self.predictor.guess_s] * len(self.crew.slots)
+        computing = self.schedule.finish_s(self.open, self.clock(), more=usual) * self.predictor.margin()
+        commits = self._commits.p95() * (1 + len(self.open))
+        return max(computing + self._preparations.p95(), commits) + self._commits.p95() + self.limits.leave_s <= left
 
-            result.html = write_report([path], path.with_suffix(".html"))
-        except Exception as err:  # noqa: BLE001 - a report is a convenience
-            self.progress.note(f"{result.identifier}: no HTML report: {type(err).__name__}: {err}")
+    # -- events of the threads ------------------------------------------------------------------------------------
 
+    def _hear(self, event: Event) -> None:
+        getattr(self, f"_hear_{event.kind}")(event)
 
-def state_of(prepared: Prepared, result: ExposureResult, *, nothing_new: bool) -> str:
-    """Word for how an exposure went."""
-    if result.failed_sections:
-        whole = len(result.failed_sections) == len(prepared.tasks)
-        if whole:
-            result.message = "every section failed"
-        return "failed" if whole else "sections_failed"
-    if nothing_new:
-        return "nothing_to_do"
-    return "partial" if is_partial(prepared, result) else "done"
+    def _hear_trouble(self, event: Event) -> None:
+        self._prefetch.pending -= 1
+        self.trouble = event.body
+        self.observer.trouble(str(event.body))
 
+    def _hear_empty(self, _event: Event) -> None:
+        self._prefetch.pending -= 1
+        if not self._empty:
+            self.observer.empty(waits=bool(self.limits.max_idle_s))
+        self._empty = True
+        self._next_question = self.clock() + self.limits.poll_s * (0.5 + random.random())
 
-def is_partial(prepared: Prepared, result: ExposureResult) -> bool:
-    """Whether a section stopped, now or earlier, before the last step it could reach."""
-    for section, plan in prepared.plans.items():
-        outcome = result.outcomes.get(section)
-        if outcome is not None:
-            if outcome.status == "partial":
-                return True
-        elif plan.shard is not None:
-            reachable = STEPS[-1] if prepared.tasks[section].reference else "photocal"
-            if STEPS.index(plan.shard.completed_step) < STEPS.index(reachable):
-                return True
-    return False
+    def _hear_claimed(self, event: Event) -> None:
+        assert event.claim is not None
+        self._empty, self._idle_from = False, None
+        result = ExposureResult(event.claim.identifier, "given_back")
+        self.open[self._claims] = Open(self._claims, event.claim, self.clock(), result=result)
+        self._claims += 1
+        self.observer.claimed(event.claim)
 
+    def _of(self, claim: Claim | None) -> Open | None:
+        return next((o for o in self.open.values() if o.claim is claim), None)
 
-def kept_sections(path: Path, asked: Container[str]) -> tuple[list[Path], dict[str, ProvenanceRecord]]:
-    """Return shards and provenances of the sections of an existing bundle that this run was not asked for.
+    def _hear_prepared(self, event: Event) -> None:
+        self._prefetch.pending -= 1
+        self._preparations.add(event.seconds)
+        opened = self._of(event.claim)
+        if opened is None:
+            return
+        prepared: PreparedWork = event.body
+        opened.prepared, opened.state = prepared, "computing"
+        opened.result.reused = prepared.reused()
+        opened.todo = set(prepared.todo())
+        lengths = {s: self._predict(opened, s) for s in opened.todo}
+        self.schedule.add(Job(opened.order, s, t, 1, Work(WorkKey(opened.order, s, 1), prepared.tasks[s]))
+                          for s, t in lengths.items())
+        self._usual = list(lengths.values()) or self._usual
+        self.observer.prepared(opened, event.seconds)
+        if self._draining or opened.lost:
+            self._give_back(opened)
 
-    A damaged bundle, or a shard that is gone, keeps nothing.
-    """
-    if not path.is_file():
-        return [], {}
-    try:
-        info = read_bundle(path)
-        named = section_shards(path)
-    except BadInput:
-        return [], {}
-    others = [shard for section, shard in named.items() if section not in asked]
-    whole = {s.path.name for s in scan_shards(others[0].parent).shards} if others else set()
-    kept = [shard for shard in others if shard.name in whole]
-    return kept, {r.id: r for r in info.provenances} if kept else {}
+    def _predict(self, opened: Open, section: str) -> float:
+        prepared = opened.prepared
+        assert prepared is not None
+        usual = sum(prepared.stars.values()) / max(1, len(prepared.stars))
+        return self.predictor.predict(opened.claim.instrument, section, prepared.stars.get(section, 0),
+                                      *prepared.steps_of(section), usual)
 
+    def _predict_again(self, job: Job) -> float:
+        opened = self.open.get(job.order)
+        return job.predicted_s if opened is None or opened.prepared is None else self._predict(opened, job.section)
 
-def counts_of(result: ExposureResult) -> dict[str, int]:
-    """Counts told to the source."""
-    return {"sections": len(result.outcomes) + len(result.reused), "failed": len(result.failed_sections),
-            "reused": len(result.reused)}
+    def _hear_unprepared(self, event: Event) -> None:
+        self._prefetch.pending -= 1
+        opened = self._of(event.claim)
+        if opened is None:
+            return
+        opened.result = event.body
+        opened.state = "complete"
 
+    def _hear_lost(self, event: Event) -> None:
+        opened = self._of(event.claim)
+        if opened is None:
+            return
+        opened.lost = True
+        self.observer.lost(opened)
+        if opened.state == "computing":
+            opened.result.message = "the claim was lost to another job; what is durable is kept"
+            self._give_back(opened, tell=False)
+
+    def _hear_finished(self, event: Event) -> None:
+        self._finisher.pending -= 1
+        opened = self._of(event.claim)
+        if opened is None:
+            return
+        self._commits.add(event.seconds)
+        self._close(opened)
+
+    # -- sections -------------------------------------------------------------------------------------------------
+
+    def _begun(self, slot: int, job: Job) -> None:
+        self.observer.section_begun(self.open[job.order], job, slot)
+
+    def _take(self, job: Job, answer: Answer) -> None:
+        opened = self.open.get(job.order)
+        if opened is None or opened.state != "computing" or answer.cancelled:
+            return
+        outcome = answer.outcome
+        report = outcome.report
+        if (outcome.status == "failed" and report.error_type in RETRIED and report.error_step != FINALIZE
+                and job.attempt < self.limits.section_attempts and not self._draining):
+            again = job.body.again(outcome)
+            self.schedule.add([replace(job, attempt=job.attempt + 1, body=again)])
+            self.observer.section_again(opened, job, outcome)
+            return
+        opened.result.outcomes[job.section] = outcome
+        opened.todo.discard(job.section)
+        if outcome.status != "failed":
+            assert opened.prepared is not None
+            stars = opened.prepared.stars.get(job.section, 0)
+            self.predictor.observe(opened.claim.instrument, job.section, stars,
+                                   *opened.prepared.steps_of(job.section), outcome.summary.get("seconds", 0.0))
+            if self.predictor.n_seen.bit_count() == 1:  # after 1, 2, 4, 8 ... sections
+                self.schedule.revise(self._predict_again)
+        self.observer.section_done(opened, job, outcome)
+
+    # -- the end of an exposure -----------------------------------------------------------------------------------
+
+    def _finish_in_order(self) -> None:
+        """Hand complete exposures to the finisher, in the order of claims."""
+        for order in sorted(self.open):
+            opened = self.open[order]
+            if opened.state == "computing" and not opened.todo:
+                opened.state = "complete"
+                opened.result.outcomes = dict(sorted(opened.result.outcomes.items()))
+            if opened.state == "complete":
+                opened.state = "finishing"
+                self.observer.finishing(opened)
+                self._finisher.ask(lambda o=opened: finish(  # type: ignore[misc]
+                    self.stages, self.events, o.claim, o.prepared, o.result, lambda: o.lost, self.clock))
+            elif opened.state != "finishing":
+                return  # later ones wait for their turn: the order of commits is the order of claims
+
+    def _close(self, opened: Open) -> None:
+        del self.open[opened.order]
+        if self._heart is not None:
+            self._heart.remove(opened.claim)
+        opened.result.seconds = self.clock() - opened.began
+        self.results.append(opened.result)
+        self.observer.closed(opened)
+
+    def _give_back(self, opened: Open, *, tell: bool = True) -> None:
+        """Stop work on an exposure and return its claim; its durable sections are kept."""
+        self.schedule.drop(opened.order)
+        for slot in self.schedule.slots_of(opened.order):
+            self.crew.cancel(slot)
+        opened.state = "given_back"
+        opened.result.state = "given_back"
+        opened.result.message = opened.result.message or (
+            f"stopped by {self.deadline.reason or 'request'}; what is durable is kept")
+        if tell:
+            why = f"stopped by {self.deadline.reason or 'request'}"
+
+            def call() -> None:
+                self.stages.give_back(opened.claim, why)
+                self.events.put(Event("given_back", opened.claim))
+
+            self._finisher.ask(call)
+        else:
+            self._close(opened)
+
+    def _hear_given_back(self, event: Event) -> None:
+        self._finisher.pending -= 1
+        opened = self._of(event.claim)
+        if opened is not None:
+            self._close(opened)
+
+    # -- the end of the run ---------------------------------------------------------------------------------------
+
+    def _reserve_s(self) -> float:
+        """Time to be kept for commits of what is complete, and for leaving [s]."""
+        complete = sum(1 for o in self.open.values() if o.prepared is not None and not o.todo)
+        return self.limits.leave_s + self._commits.p95() * max(complete, 1 if self.open else 0)
+
+    def _limit_s(self) -> float | None:
+        """Longest predicted section that may still be begun [s]; None = any."""
+        left = self.deadline.left_s()
+        if math.isinf(left):
+            return None
+        limit = (left - self._reserve_s()) / self.predictor.margin()
+        return limit if limit < self.schedule.longest_s() else None
+
+    def _drain(self) -> None:
+        """Time is up: give back what is not complete, finish what is."""
+        self._draining = True
+        self.observer.draining(self.deadline.reason)
+        blocked = False
+        for order in sorted(self.open):
+            opened = self.open[order]
+            if opened.state == "preparing":
+                blocked = True  # given back when its preparation ends, or when the run does
+            elif opened.state == "computing" and (opened.todo or blocked):
+                blocked = True
+                self._give_back(opened)
+
+    def _over(self) -> bool:
+        """Whether nothing is left to do, or no time to do it."""
+        if self.deadline.left_s() < 0.3 * self.limits.leave_s:
+            for opened in list(self.open.values()):
+                if opened.state == "finishing":
+                    opened.result.state = "uncommitted"
+                    opened.result.message = "the time was over before its commit ended; its bundle is kept"
+                self._close(opened)
+            return True
+        if self.open:
+            self._idle_from = None
+        if self.open or self._prefetch.pending or self._finisher.pending:
+            return False
+        if self._closing() or not self._fits():
+            return True
+        if not self._empty:
+            return False
+        self._idle_from = self.clock() if self._idle_from is None else self._idle_from
+        return self.clock() - self._idle_from >= self.limits.max_idle_s
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return what ``status`` shows."""
+        return {"waiting": self.schedule.n_waiting, "draining": self._draining,
+                "left_s": None if math.isinf(self.deadline.left_s()) else self.deadline.left_s(),
+                "predicted_s": self.schedule.makespan_s(self.clock())}

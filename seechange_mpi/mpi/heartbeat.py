@@ -1,12 +1,12 @@
-"""Keep a lease alive while its exposure is worked on."""
+"""Keep leases alive while their exposures are worked on."""
 
 from __future__ import annotations
 
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from seechange_mpi.conductor_client.protocol import Claim, WorkSource
 
@@ -37,37 +37,51 @@ def owner_is_gone(owner: str) -> bool:
     return False
 
 
-class Heartbeat:
-    """Context that extends a lease every third of its length, in a thread beside the work.
+class Heartbeats:
+    """Extends the leases of all claims in hand every third of their length, in a thread.
 
     A source that does not answer is tried again; only its clear "no" counts as a lost lease.
+
+    Parameters
+    ----------
+    on_lost : told in that thread of a claim that another has taken over.
     """
 
-    def __init__(self, source: WorkSource, claim: Claim, lease_s: float) -> None:
-        self._source, self._claim, self._lease_s = source, claim, lease_s
+    def __init__(self, source: WorkSource, lease_s: float, on_lost: Callable[[Claim], None]) -> None:
+        self._source, self._lease_s, self._on_lost = source, lease_s, on_lost
+        self._claims: dict[tuple[str, str], Claim] = {}
+        self._lock = threading.Lock()
         self._over = threading.Event()
-        self._lost = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
-    @property
-    def lost(self) -> bool:
-        """Whether another has taken the exposure over."""
-        return self._lost.is_set()
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._over.set()
+        self._thread.join(timeout=2)
+
+    def add(self, claim: Claim) -> None:
+        """Keep a claim alive from now on."""
+        with self._lock:
+            self._claims[claim.instrument, claim.identifier] = claim
+
+    def remove(self, claim: Claim) -> None:
+        """Leave a claim to itself."""
+        with self._lock:
+            self._claims.pop((claim.instrument, claim.identifier), None)
 
     def _beat(self) -> None:
         while not self._over.wait(self._lease_s / 3):
-            try:
-                if not self._source.heartbeat(self._claim, self._lease_s):
-                    self._lost.set()
-                    return
-            except Exception:  # noqa: BLE001 - away for now; the lease has two thirds left
-                continue
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join(timeout=5)
+            with self._lock:
+                claims = list(self._claims.values())
+            for claim in claims:
+                try:
+                    kept = self._source.heartbeat(claim, self._lease_s)
+                except Exception:  # noqa: BLE001 - away for now; the lease has two thirds left
+                    continue
+                if not kept:
+                    self.remove(claim)
+                    self._on_lost(claim)

@@ -24,8 +24,8 @@ class Progress:
         self._stream = stream or sys.stdout
         self._quiet = quiet
         self._bar: Any = None
-        self._task: Any = None
-        self._total = self._done = 0
+        self._tasks: dict[str, Any] = {}
+        self._open: dict[str, list[int]] = {}
 
     def _live(self) -> bool:
         # Open MPI gives rank 0 a terminal of its own: only the launcher knows whether a person is looking
@@ -44,42 +44,55 @@ class Progress:
             self._stream.write(line + "\n")
             self._stream.flush()
 
-    def exposure_started(self, identifier: str, todo: int, reused: int, workers: int, problems: list[str]) -> None:
+    def exposure_started(self, identifier: str, todo: int, reused: int, processes: int, problems: list[str]) -> None:
         """An exposure begins."""
         for p in problems:
             self.note(f"passing over a damaged shard: {p}")
-        self._total, self._done = todo, 0
         if todo == 0:
             return
+        self._open[identifier] = [0, todo]
         kept = f", {reused} already complete" if reused else ""
-        n = min(workers, todo)
+        n = min(processes, todo)
         self.note(f"{identifier}: {todo} sections on {n} process{'es' if n > 1 else ''}{kept}")
         if self._live():
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bar
+            if self._bar is None:
+                from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+                from rich.progress import Progress as Bar
 
-            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                            transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(identifier, total=todo)
+                self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                                TimeElapsedColumn(), transient=True)
+                self._bar.start()
+            self._tasks[identifier] = self._bar.add_task(identifier, total=todo)
 
     def section_done(self, outcome: Outcome) -> None:
-        """A section answered."""
-        self._done += 1
-        text = f"  {outcome.section_id}: {_WORDS.get(outcome.status, outcome.status)}"
-        text += f" in {outcome.summary.get('seconds', 0):.1f} s ({self._done}/{self._total})"
+        """A section answered for good."""
+        count = self._open.setdefault(outcome.exposure_identifier, [0, 0])
+        count[0] += 1
+        of = f"{outcome.exposure_identifier} " if len(self._open) > 1 else ""
+        text = f"  {of}{outcome.section_id}: {_WORDS.get(outcome.status, outcome.status)}"
+        text += f" in {outcome.summary.get('seconds', 0):.1f} s ({count[0]}/{count[1]})"
         if outcome.status == "failed":
             text += f" at {outcome.report.error_step}: {outcome.report.error_message}"
         self.note(text)
-        if self._bar is not None:
-            self._bar.advance(self._task)
+        if self._bar is not None and outcome.exposure_identifier in self._tasks:
+            self._bar.advance(self._tasks[outcome.exposure_identifier])
 
     def exposure_done(self, result: ExposureResult) -> None:
         """An exposure ended."""
+        self._open.pop(result.identifier, None)
         if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+            if result.identifier in self._tasks:
+                self._bar.remove_task(self._tasks.pop(result.identifier))
+            if not self._open:
+                self._bar.stop()
+                self._bar = None
         words = {"nothing_to_do": "nothing left to do", "done": "done", "partial": "stopped as asked: partial",
                  "sections_failed": "partly failed", "failed": "FAILED", "uncommitted": "NOT COMMITTED",
                  "given_back": "given back"}
         self.note(f"{result.identifier}: {words[result.state]} ({result.seconds:.1f} s)")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -40,12 +40,17 @@ class ExposureResult:
         return [k for k, o in self.outcomes.items() if o.status == "failed"]
 
 
-def exit_code(results: Iterable[ExposureResult]) -> ExitCode:
-    """Return the first that applies of 1, 4, 3, 5, else 0."""
+def exit_code(results: Iterable[ExposureResult], *, trouble: bool = False) -> ExitCode:
+    """Return the first that applies of 1, 4, 3, 5, else 0.
+
+    Parameters
+    ----------
+    trouble : the source of exposures did not answer, so that the run ended early.
+    """
     results = list(results)
     if any(r.is_bug or any(o.is_bug for o in r.outcomes.values()) for r in results):
         return ExitCode.BUG
-    if any(r.state in ("failed", "uncommitted") for r in results):
+    if trouble or any(r.state in ("failed", "uncommitted") for r in results):
         return ExitCode.EXPOSURE_FAILED
     if any(r.state == "sections_failed" or r.failed_sections for r in results):
         return ExitCode.SECTIONS_FAILED

@@ -19,11 +19,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.count = 0
         self._at_once = False
 
     def receive(self, number: int, _frame: FrameType | None = None) -> None:
         """Handle a signal."""
         self.number = number
+        self.count += 1
         if self._at_once:
             self.check()
 

@@ -47,8 +47,13 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), *(line(r) for r in rows)])
 
 
-def closing_words(results: Sequence[ExposureResult]) -> str:
-    """Everything printed at the end of a run."""
+def closing_words(results: Sequence[ExposureResult], stopped_by: str = "") -> str:
+    """Everything printed at the end of a run.
+
+    Parameters
+    ----------
+    stopped_by : what set an end to the run, a time limit or a signal; empty = nothing.
+    """
     lines: list[str] = []
     for r in results:
         lines.append("")
@@ -59,7 +64,9 @@ def closing_words(results: Sequence[ExposureResult]) -> str:
             lines.append(f"  bundle  {r.bundle}")
         if r.html is not None:
             lines.append(f"  report  {r.html}")
-    if not results:
+    if not results and stopped_by:
+        lines.append(f"no exposure was begun: {stopped_by} leaves no time for one")
+    elif not results:
         lines.append("no exposure was ready: seechange-mpi queue list shows the queue")
     elif all(r.state == "nothing_to_do" for r in results):
         lines += ["", "nothing is left to do: every section is complete and committed"]

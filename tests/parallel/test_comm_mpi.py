@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.task import Outcome, SectionReport, SectionTask
 from seechange_mpi.mpi.comm import WORK, MPIComm, SerialComm, get_comm
-from seechange_mpi.mpi.scatter import gather_outcomes, scatter_sections, stop_workers
+from seechange_mpi.mpi.host import SectionServer
+from seechange_mpi.mpi.messages import Setup, Work, WorkKey
+from seechange_mpi.mpi.scatter import Crew, gather_outcomes, scatter_sections
+from seechange_mpi.mpi.schedule import Job, Schedule
 from seechange_mpi.mpi.worker import work
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from sleeping import sleep_task
 
 pytestmark = pytest.mark.mpi(min_size=2)
 
 
-def task(section: str) -> SectionTask:
-    exposure = ExposureInfo("e", "cam", "/none", 60000.0, 1.0, "r")
-    return SectionTask(exposure, section, None, {}, {}, "/none")  # type: ignore[arg-type]
+class Beside:
+    """Stands in for the compute process, which must be forked before MPI is there: works at once, in this process."""
+
+    def __init__(self) -> None:
+        self._server = SectionServer(runner)
+        self._said: list[object] = []
+        self.died = False
+
+    def submit(self, body):
+        self._said.append(("answer", self._server(body, lambda _body: None)))
+
+    def messages(self, timeout_s=0.0):
+        said, self._said = self._said, []
+        return said
+
+    def wait(self, timeout_s):
+        time.sleep(timeout_s)
 
 
-def runner(t: SectionTask, rank: int) -> Outcome:
+def runner(t: SectionTask, rank: int, watch) -> Outcome:
     if t.section_id == "S3":
         raise ValueError("made to fail")
     time.sleep(0.02)
@@ -34,32 +55,32 @@ def comm() -> MPIComm:
     return got
 
 
-def test_every_section_is_done_once_and_one_exception_costs_one_section(comm):
+@pytest.mark.parametrize("n", [9, 1, 0])
+def test_every_section_is_done_once_and_one_exception_costs_one_section(comm, n):
+    """With more sections than workers, with fewer, and with none."""
     if comm.rank != 0:
-        work(comm, runner)
+        work(comm, Beside())
         return
-    sections = [f"S{k}" for k in range(9)]
-    started = []
-    outcomes = list(scatter_sections(comm, map(task, sections), runner=runner,
-                                     on_start=lambda t, rank: started.append((t.section_id, rank))))
-    stop_workers(comm)
-    assert sorted(o.section_id for o in outcomes) == sections
-    assert [s for s, _ in started] == sections
-    assert {rank for _, rank in started} == set(range(1, comm.size))
-    failed = [o for o in outcomes if o.status == "failed"]
-    assert [o.section_id for o in failed] == ["S3"]
-    assert failed[0].is_bug
-    assert "made to fail" in failed[0].report.error_traceback
-    assert list(gather_outcomes(outcomes)) == sections
-
-
-def test_more_workers_than_sections(comm):
-    if comm.rank != 0:
-        work(comm, runner)
-        return
-    assert [o.section_id for o in scatter_sections(comm, [task("S1")], runner=runner)] == ["S1"]
-    assert list(scatter_sections(comm, [], runner=runner)) == []
-    stop_workers(comm)
+    crew, schedule = Crew(comm, Setup()), Schedule(comm.size - 1)
+    schedule.add(Job(0, f"S{k}", 9.0 - k, 1, Work(WorkKey(0, f"S{k}", 1), sleep_task("e", f"S{k}", 0.0)))
+                 for k in range(n))
+    started, answers = [], []
+    end = time.monotonic() + 30
+    while len(answers) < n:
+        assert time.monotonic() < end
+        scatter_sections(crew, schedule, time.monotonic(),
+                         on_start=lambda slot, job: started.append((job.section, slot)))
+        answers += [answer.outcome for _, answer in gather_outcomes(crew, schedule)]
+        time.sleep(0.001)
+    crew.dismiss()
+    sections = [f"S{k}" for k in range(n)]
+    assert sorted(o.section_id for o in answers) == sections
+    assert [s for s, _ in started] == sections, "longest first"
+    if n > comm.size:
+        assert {slot for _, slot in started} == set(range(1, comm.size))
+    failed = [o for o in answers if o.status == "failed"]
+    assert [o.section_id for o in failed] == sections[3:4]
+    assert all(o.is_bug and "made to fail" in o.report.error_traceback for o in failed)
 
 
 def test_waiting_sleeps_instead_of_spinning(comm):

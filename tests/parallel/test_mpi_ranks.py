@@ -7,51 +7,49 @@ import os
 import subprocess
 import sys
 import time
-from collections import deque
 from pathlib import Path
 
 import pytest
 
-from seechange_mpi.model.exposure import ExposureInfo
-from seechange_mpi.model.task import Outcome, SectionReport, SectionTask
-from seechange_mpi.mpi.comm import OUTCOME, WORK, Message
 from seechange_mpi.mpi.heartbeat import owner_is_gone, owner_name
 from seechange_mpi.mpi.launcher import find_mpiexec, launch_environment, mpi_kind
-from seechange_mpi.mpi.scatter import scatter_sections
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = """
-import json, os, signal, sys, time
-from seechange_mpi.model.exposure import ExposureInfo
-from seechange_mpi.model.task import Outcome, SectionReport, SectionTask
-from seechange_mpi.mpi import worker
-from seechange_mpi.mpi.comm import get_comm
-from seechange_mpi.mpi.scatter import gather_outcomes, scatter_sections, stop_workers
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from seechange_mpi.model.task import Outcome, SectionReport
+from seechange_mpi.mpi.comm import announced_rank, get_comm
+from seechange_mpi.mpi.coordinator import Coordinator
+from seechange_mpi.mpi.host import SectionHost
+from seechange_mpi.mpi.inject import Fault
+from seechange_mpi.mpi.messages import Setup
+from seechange_mpi.mpi.runlog import RunLog
+from seechange_mpi.mpi.scatter import Crew
+from seechange_mpi.mpi.worker import compute_process, serve_rank
+from sleeping import SleepyExposure, SleepyStages
 
-kill = sys.argv[1]
-
-def runner(task, rank):
+def runner(task, rank, watch):
+    watch("preprocessing", None)
     number = int(task.section_id[1:])
-    time.sleep(0.01 * (number % 3))
-    if task.section_id == kill:
-        os.kill(os.getpid(), signal.SIGKILL)
     if number == 4:
         raise ValueError("made to fail")
-    return Outcome("e", task.section_id, "done", SectionReport(success=True), summary={"square": number ** 2})
+    return Outcome(task.exposure.identifier, task.section_id, "done", SectionReport(success=True),
+                   summary={"square": number ** 2, "seconds": 0.01})
 
+if announced_rank():
+    sys.exit(serve_rank(runner))
+compute = compute_process(runner)
 comm = get_comm()
-if comm.rank:
-    worker.work(comm, runner)
-else:
-    tasks = [SectionTask(ExposureInfo("e", "c", "/none", 6e4, 1.0, "r"), f"S{k}", None, {}, {}, "/none")
-             for k in range(8)]
-    seen = []
-    def watched():
-        for outcome in scatter_sections(comm, tasks, runner=runner):
-            seen.append(outcome.section_id)
-            yield outcome
-    found = gather_outcomes(watched())
-    stop_workers(comm)
-    print("RESULT", json.dumps([sorted(seen), {k: [o.status, o.is_bug, o.summary] for k, o in found.items()}]))
+setup = Setup(faults=tuple(map(Fault.parse, sys.argv[2:])))
+crew = Crew(comm, setup, SectionHost(compute, setup, RunLog(None, 0), 0) if comm.size < 3 else None)
+stages = SleepyStages([SleepyExposure(f"e{k}", {f"S{j}": 0.01 for j in range(8)}) for k in range(2)])
+results = Coordinator(stages, crew).run()
+crew.dismiss()
+compute.stop()
+comm.flush(5.0)
+print("RESULT", json.dumps([[r.identifier, {k: [o.status, o.is_bug, o.summary.get("square")]
+                                            for k, o in r.outcomes.items()}] for r in results]))
 """
 
 
@@ -71,23 +69,22 @@ def script(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_every_section_once_and_the_same_answer_at_any_number_of_ranks(script, n):
-    done = ranks(n, script, "none")
+@pytest.mark.parametrize("fault", [None, "kill@preprocessing:S6"])
+def test_every_section_once_and_the_same_answer_at_any_number_of_ranks(script, n, fault):
+    """One exception fails a section, a compute process that is killed is replaced; also beside rank 0."""
+    done = ranks(n, script, str(BENCHMARKS), *([fault] if fault else []))
     assert done.returncode == 0, done.stderr
     line = next(text for text in done.stdout.splitlines() if text.startswith("RESULT"))
-    seen, found = json.loads(line.removeprefix("RESULT "))
-    names = [f"S{k}" for k in range(8)]
-    assert seen == names, "each exactly once"
-    assert found == {f"S{k}": ["failed", True, {}] if k == 4 else ["done", False, {"square": k * k}]
-                     for k in range(8)}
+    expected = {f"S{k}": ["failed", True, None] if k == 4 else ["done", False, k * k] for k in range(8)}
+    assert json.loads(line.removeprefix("RESULT ")) == [["e0", expected], ["e1", expected]]
 
 
-def test_a_killed_worker_ends_the_job_quickly_and_not_with_zero(script):
+def test_a_killed_rank_ends_the_job_quickly_and_not_with_zero(script):
     started = time.monotonic()
-    done = ranks(3, script, "S3")
+    done = ranks(4, script, str(BENCHMARKS), "lose@preprocessing:S3")
     assert done.returncode != 0
     assert "RESULT" not in done.stdout
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 10
 
 
 def test_silent_singletons_are_refused():
@@ -99,40 +96,6 @@ def test_silent_singletons_are_refused():
                           check=False)
     assert done.returncode != 0
     assert "the launcher started 3 processes, but MPI sees 1" in done.stderr
-
-
-class Pretended:
-    """A communicator whose workers answer when asked for a message, in order of work given."""
-
-    rank, size = 0, 3
-
-    def __init__(self) -> None:
-        self.outstanding: dict[int, tuple[str, str]] = {}
-        self.given: deque[tuple[int, SectionTask]] = deque()
-
-    def send(self, body, dest, tag):
-        assert tag == WORK
-        assert dest not in [rank for rank, _ in self.given], "a busy worker was given a second section"
-        self.given.append((dest, body))
-
-    def receive(self, timeout_s=None):
-        rank, task = self.given.popleft()
-        return Message(rank, OUTCOME, Outcome(task.exposure.identifier, task.section_id, "done",
-                                              SectionReport(success=True)))
-
-
-def task(exposure, section):
-    return SectionTask(ExposureInfo(exposure, "c", "/none", 6e4, 1.0, "r"), section, None, {}, {}, "/none")
-
-
-def test_answers_of_an_interrupted_exposure_do_not_enter_the_next():
-    comm = Pretended()
-    interrupted = scatter_sections(comm, [task("old", f"S{k}") for k in range(5)])
-    assert next(interrupted).exposure_identifier == "old"
-    interrupted.close()
-    assert len(comm.outstanding) == 1
-    later = list(scatter_sections(comm, [task("new", f"S{k}") for k in range(5)]))
-    assert sorted((o.exposure_identifier, o.section_id) for o in later) == [("new", f"S{k}") for k in range(5)]
 
 
 def test_an_owner_is_gone_only_when_that_is_certain():

@@ -1,0 +1,125 @@
+"""One batch run on rank 0: everything is put together here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seechange_mpi.model.task import STEPS
+from seechange_mpi.mpi.inject import Fault
+
+if TYPE_CHECKING:
+    from seechange_mpi.conductor_client.protocol import WorkSource
+    from seechange_mpi.config.resolve import Config
+    from seechange_mpi.db.engine import Connection
+    from seechange_mpi.mpi.comm import Communicator
+    from seechange_mpi.mpi.compute import ComputeProcess
+    from seechange_mpi.mpi.deadline import Deadline
+    from seechange_mpi.mpi.results import ExposureResult
+    from seechange_mpi.mpi.stages import RunOptions
+    from seechange_mpi.mpi.stopping import StopRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks of a run; see ``seechange-mpi run --help``."""
+
+    exposures: tuple[Path, ...]
+    camera: str
+    first_step: str | None = None
+    last_step: str = STEPS[-1]
+    sections: tuple[str, ...] = ()
+    params: dict[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+    max_exposures: int | None = None
+    time_limit_s: float | None = None
+    max_idle_s: float = 0.0
+    faults: tuple[Fault, ...] = ()
+    report: bool = True
+
+    @property
+    def options(self) -> RunOptions:
+        """What concerns the single exposure."""
+        from seechange_mpi.mpi.stages import RunOptions
+
+        return RunOptions(self.first_step or STEPS[0], self.last_step, self.first_step is not None, self.sections,
+                          self.report)
+
+
+def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSource, comm: Communicator,
+              compute: ComputeProcess, stop: StopRequest, deadline: Deadline, request: Request
+              ) -> tuple[list[ExposureResult], Exception | None]:
+    """Claim and process exposures; return how they went, and why no more could be claimed (None: there were no more).
+
+    Parameters
+    ----------
+    compute : rank 0's own compute process, started; stopped here if it is not wanted.
+    """
+    from seechange_mpi.mpi.coordinator import Coordinator, Limits
+    from seechange_mpi.mpi.heartbeat import Heartbeats
+    from seechange_mpi.mpi.host import SectionHost
+    from seechange_mpi.mpi.messages import Setup
+    from seechange_mpi.mpi.observer import Observer
+    from seechange_mpi.mpi.prediction import Predictor
+    from seechange_mpi.mpi.progress import Progress
+    from seechange_mpi.mpi.runlog import RunLog
+    from seechange_mpi.mpi.scatter import Crew
+    from seechange_mpi.mpi.stages import Stages
+
+    settings = config.settings.run
+    folder = make_run_folder(config.root)
+    log = RunLog(folder, 0)
+    log.event("start", ranks=comm.size)
+    progress = Progress()
+    setup = Setup(str(folder), settings.step_timeout_s, settings.step_grace_s, request.faults,
+                  pulse_s=max(5.0, comm.size / 100), patience_s=settings.term_s + 20.0)
+    own = None
+    if _rank0_computes(settings.rank0_computes, comm.size, request):
+        own = SectionHost(compute, setup, log, 0)
+    else:
+        compute.stop()
+    crew = Crew(comm, setup, own)
+    observer = Observer(log, progress, len(crew.slots))
+    stages = Stages(config, opened, source, request.options, observer.note)
+    stages.out_of_time = lambda: deadline.left_s() < 2.0
+    predictor = Predictor(settings.section_guess_s)
+    memory = config.root / "runs" / "durations.json"
+    predictor.load(memory)
+    limits = Limits(request.max_exposures, request.max_idle_s, settings.section_attempts, settings.commit_guess_s,
+                    max(settings.silence_s, 5 * setup.pulse_s), settings.poll_s)
+    lease = config.settings.queue.lease_s
+    coordinator = Coordinator(stages, crew, deadline=deadline, limits=limits, predictor=predictor, observer=observer,
+                              stop=stop, heartbeats=lambda lost: Heartbeats(source, lease, lost))
+    try:
+        results = coordinator.run()
+    finally:
+        progress.close()
+        predictor.save(memory)
+        log.event("end")
+    return results, coordinator.trouble
+
+
+def make_run_folder(root: Path) -> Path:
+    """Make the folder of a run's logs: named by the time and the job."""
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.environ.get('SLURM_JOB_ID') or os.getpid()}"
+    folder = root / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _rank0_computes(setting: bool | None, size: int, request: Request) -> bool:
+    if size == 1:
+        return True
+    if setting is not None:
+        return setting
+    from seechange_mpi.instruments.camera import load_camera
+    from seechange_mpi.model.errors import SeeChangeError
+
+    try:
+        return size <= (len(request.sections) or len(load_camera(request.camera).section_ids))
+    except SeeChangeError:
+        return False
