@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 import h5py
@@ -43,7 +43,10 @@ STEP_COLUMNS: tuple[Column, ...] = (
     Column("status", "S8", "", "done, reused, failed or skipped"),
     Column("wall_s", "f8", "s", "elapsed time"),
     Column("cpu_s", "f8", "s", "processor time"),
-    Column("rss_mb", "f8", "MiB", "high-water resident memory of the process so far"),
+    Column("rss_mb", "f8", "MiB", "high-water resident memory while the step ran"),
+    Column("gpu_mb", "f8", "MiB", "most of the GPU memory pool in use while the step ran", True),
+    Column("read_mb", "f8", "MiB", "read by the process meanwhile", True),
+    Column("written_mb", "f8", "MiB", "written by the process meanwhile", True),
 )
 _EMPTY = np.zeros((0, 0), np.float32)
 
@@ -215,7 +218,7 @@ def write_report(g: h5py.Group, report: SectionReport) -> None:
     r = g.create_group("report")
     plain = {k: v for k, v in asdict(report).items() if k not in ("steps", "warnings")}
     set_attrs(r, plain | {"warnings": json.dumps(report.warnings)})
-    steps = np.array([(s.step, s.status, s.wall_s, s.cpu_s, s.rss_mb) for s in report.steps], dtype_of(STEP_COLUMNS))
+    steps = np.array([astuple(s) for s in report.steps], dtype_of(STEP_COLUMNS))
     write_table(r, "steps", steps, STEP_COLUMNS)
 
 
@@ -231,8 +234,9 @@ def read_report(g: h5py.Group) -> SectionReport:
 
 
 def _read_steps(table: h5py.Dataset) -> list[StepRecord]:
-    return [StepRecord(row["step"].decode(), row["status"].decode(), float(row["wall_s"]), float(row["cpu_s"]),
-                       float(row["rss_mb"])) for row in read_table(table, STEP_COLUMNS, table.file.filename)]
+    figures = [c.name for c in STEP_COLUMNS[2:]]
+    return [StepRecord(row["step"].decode(), row["status"].decode(), *(float(row[name]) for name in figures))
+            for row in read_table(table, STEP_COLUMNS, table.file.filename)]
 
 
 def content_hash(g: h5py.Group, names: Iterable[str]) -> str:

@@ -104,7 +104,12 @@ class StepRecord:
     wall_s: float = 0.0
     cpu_s: float = 0.0
     rss_mb: float = 0.0
-    """High-water resident memory of the process so far."""
+    """High-water resident memory while the step ran (of the process so far where the kernel keeps one mark only)."""
+    gpu_mb: float = 0.0
+    """Most of CuPy's memory pool that was in use while the step ran."""
+    read_mb: float = 0.0
+    written_mb: float = 0.0
+    """What the process read and wrote through system calls meanwhile."""
 
 
 @dataclass(slots=True)

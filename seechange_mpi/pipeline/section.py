@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 import time
 import traceback
@@ -17,6 +16,7 @@ from seechange_mpi.model.errors import AlgorithmError, BadInput, NoWork, SeeChan
 from seechange_mpi.model.products import Reference, SectionProducts, StoredSection
 from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionReport, SectionTask, StepRecord
 from seechange_mpi.pipeline.badness import Judge, badness_of_failure, badness_of_products
+from seechange_mpi.pipeline.metrics import StepMeter, begin_section, peak_rss_mb
 from seechange_mpi.pipeline.top_level import Pipeline
 
 _PARTS_OF_STEP: dict[str, tuple[str, ...]] = {
@@ -61,6 +61,7 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
     is_bug = False
     started = time.perf_counter()
     reset_fallback_counts()
+    begin_section()
     try:
         runner = _SectionRun(task, pipeline or Pipeline.from_settings(task.settings), report, watch)
         runner.run()
@@ -151,7 +152,7 @@ class _SectionRun:
 
     def _run_step(self, step: str) -> None:
         action: Callable[[], None] = getattr(self, f"_{step}")
-        wall, cpu = time.perf_counter(), time.process_time()
+        meter = StepMeter()
         self.report.error_step = step
         status = "failed"
         try:
@@ -172,7 +173,7 @@ class _SectionRun:
             raise
         finally:
             self.report.warnings += sorted({f"{step}: {w.message}" for w in caught})
-            record = StepRecord(step, status, time.perf_counter() - wall, time.process_time() - cpu, peak_rss_mb())
+            record = meter.record(step, status)
             self.report.steps.append(record)
             self.watch(step, record)
 
@@ -268,18 +269,25 @@ class _SectionRun:
         p.scores = [self.pipeline.scorer.run(p.measurements, p.cutouts, p.sub)]
 
     def store(self) -> str:
-        """Write the shard; return its file name."""
+        """Write the shard; return its file name. What that costs comes too late for the shard's own report."""
         from seechange_mpi.io.shard import write_shard
 
-        self.watch(FINALIZE, None)
         task = self.task
         made = {"preprocessing": self.products.image is not None, "extraction": self.products.sources is not None,
                 "subtraction": self.products.sub is not None, "detection": self.products.detections is not None,
                 "cutting": self.products.cutouts is not None,
                 "measuring": self.products.measurements is not None, "scoring": bool(self.products.scores)}
         ids = {process: pid for process, pid in task.provenances.items() if made.get(process, True)}
-        path = write_shard(task.shard_dir, task.exposure, task.section_id, self.products, self.report, ids,
-                           task.inputs, self.shape)
+        meter, status = StepMeter(), "failed"
+        try:
+            self.watch(FINALIZE, None)
+            path = write_shard(task.shard_dir, task.exposure, task.section_id, self.products, self.report, ids,
+                               task.inputs, self.shape)
+            status = "done"
+        finally:
+            record = meter.record(FINALIZE, status)
+            self.report.steps.append(record)
+            self.watch(FINALIZE, record)
         return Path(path).name
 
 
@@ -302,11 +310,6 @@ def load_reference(link: ReferenceLink) -> Reference:
                        f"a section completed through '{stored.report.completed_step or 'nothing'}'")
     return Reference(p.image, p.background, p.psf, p.sources, p.wcs, p.zp, link.image_id,
                      link.exposure_identifier, dict(link.provenance_ids), stored.path)
-
-
-def peak_rss_mb() -> float:
-    """High-water resident memory of this process [MB]."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
 def summarize(products: SectionProducts, task: SectionTask, seconds: float) -> dict[str, float]:
