@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,3 +27,25 @@ def load_config(config: str | None = None, sets: list[str] | None = None) -> Con
     from seechange_mpi.config.resolve import Config
 
     return Config.get(config, sets or ()) if config or sets else Config.get()
+
+
+def chosen_run(run: Path | None, config: Config) -> Path:
+    """Return the folder of a run: the one given, by path or name, or the latest.
+
+    Raises
+    ------
+    ConfigError
+        There is no such run.
+    """
+    from seechange_mpi.model.errors import ConfigError
+    from seechange_mpi.mpi.runlog import latest_run, runs_folder
+
+    if run is None:
+        found = latest_run(config.root)
+        if found is None:
+            raise ConfigError(f"no run has left a log in {runs_folder(config.root)}; name the folder of one")
+        return found
+    for folder in (run, runs_folder(config.root) / run):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"there is no run {run}, neither as a folder nor in {runs_folder(config.root)}")

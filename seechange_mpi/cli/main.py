@@ -14,6 +14,8 @@ from typing import Any
 COMMANDS: dict[str, str] = {
     "demo": "Simulate a small survey, process it, and compare with the truth.",
     "run": "Process exposures: from raw pixels to objects in the database.",
+    "status": "How a run stands: exposures, and the step each rank is in.",
+    "logs": "What the ranks of a run wrote, merged by time; or a Chrome trace of it.",
     "astrometry": "Solve source lists without images against a star catalogue.",
     "report": "Write an HTML report of bundles: tables, focal plane, cutouts.",
     "submit": "Hand a batch job to Slurm that processes exposures or the queue.",
