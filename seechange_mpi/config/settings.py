@@ -125,6 +125,8 @@ class RunSettings(Parameters):
                            critical=False, gt=10)
     poll_s: float = par(10.0, "mean time between questions to an empty queue", unit="s", critical=False, gt=0)
     provenance_tag: str = par("current", "tag given to the provenances of this run", critical=False)
+    patience_s: float = par(180.0, "how long a database or conductor may be away before work that needs it is put off",
+                            unit="s", critical=False, ge=0)
 
 
 class Settings(Parameters):

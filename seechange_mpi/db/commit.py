@@ -90,7 +90,6 @@ def commit_bundle(
     parts = [p for s in sections for p in (image_part(info, s), sub_part(info, s)) if p is not None]
     result = CommitResult(seconds={"read": time.perf_counter() - started})
 
-
     def transaction() -> CommitResult:
         conn.commit()  # what the caller has read or written so far: this is a transaction of its own
         clock = time.perf_counter()
@@ -132,7 +131,7 @@ def _guarded(work: Callable[[], T]) -> T:
         text = str(err).strip().splitlines()
         raise TransientError(
             f"the database went away during the commit: {text[0] if text else type(err).__name__}; "
-            "nothing was written, the bundle is kept"
+            "it has all of the exposure or nothing, and the bundle is kept: committing it again is safe"
         ) from None
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from seechange_mpi.config.resolve import Config, redact
 from seechange_mpi.db.server import EmbeddedServer
@@ -15,6 +18,7 @@ from seechange_mpi.model.errors import TransientError
 
 Connection = psycopg.Connection[tuple[object, ...]]
 EMBEDDED = "embedded"
+_LIVENESS = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
 
 def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connection:
@@ -28,7 +32,8 @@ def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connecti
     reason = ""
     for attempt in range(attempts):
         try:
-            return psycopg.connect(url, connect_timeout=max(2, round(timeout_s)), application_name="seechange-mpi")
+            return psycopg.connect(url, connect_timeout=max(2, round(timeout_s)), application_name="seechange-mpi",
+                                   **_liveness(url))
         except psycopg.OperationalError as err:
             reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
             if attempt + 1 < attempts:
@@ -39,16 +44,37 @@ def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connecti
     )
 
 
+def _liveness(url: str) -> dict[str, Any]:
+    """Connection options, unless the URL has its own, by which a peer that vanished without a word is noticed."""
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return {}
+    return {k: v for k, v in _LIVENESS.items() if k not in given}
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
 @contextmanager
-def server(config: Config) -> Iterator[Callable[[], Connection]]:
-    """Yield a function that opens connections; the embedded server runs meanwhile, its schema up to date."""
+def server(config: Config, tell: Callable[[str], None] = _say) -> Iterator[Callable[[], Connection]]:
+    """Yield a function that opens connections; the embedded server runs meanwhile, its schema up to date.
+
+    An embedded server that has died is started again when a connection is asked for; `tell` is given a line.
+    """
     settings = config.settings.database
     with ExitStack() as stack:
         url = settings.url
+        embedded: EmbeddedServer | None = None
         if url == EMBEDDED:
-            url = stack.enter_context(EmbeddedServer(config.root, settings.bindir).in_use())
+            embedded = EmbeddedServer(config.root, settings.bindir)
+            url = stack.enter_context(embedded.in_use())
 
         def opened() -> Connection:
+            if embedded is not None and not embedded.is_running():
+                tell("the embedded PostgreSQL has died; starting it again")
+                embedded.start()
             return connect(url, timeout_s=settings.connect_timeout_s, attempts=settings.attempts)
 
         with opened() as conn:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 import psycopg
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STATES = ("held", "ready", "claimed", "done", "partial", "failed")
 """held: waits for ``queue release``; ready; claimed: a lease runs; partial: stopped early on request."""
+
+_CLAIMABLE = "(state = 'ready' OR (state = 'claimed' AND lease_expires < now()))"
+_CHOSEN = "(%(only)s::text[] IS NULL OR identifier = ANY(%(only)s)) AND _id <> ALL(%(back)s::uuid[])"
+_CLAIM = "k.identifier, k.instrument, k.filepath, k.token, k.attempts, k.lease_expires, k.params, k.through_step"
+_TAKEN = (
+    "state = 'claimed', owner = %(owner)s, claim_time = now(), modified = now(), "
+    "lease_expires = now() + make_interval(secs => %(lease)s), token = 1 + GREATEST(k.token, COALESCE("
+    "(SELECT f.token FROM commit_fence f WHERE f.exposure = k.identifier), 0))"
+)
+"""A token exceeds every one the database has seen for the exposure, those of a conductor or a lost queue included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,11 @@ class LocalQueue:
         from several threads (work, heartbeat) take turns.
     max_attempts : claims of one exposure before it stays failed.
     only : identifiers that may be claimed; None = all.
+
+    Notes
+    -----
+    What this queue has given back it does not claim again (another run may): a run that cannot finish an exposure
+    now must not be handed the same one for ever.
     """
 
     def __init__(
@@ -60,6 +76,9 @@ class LocalQueue:
         self._lock = threading.Lock()
         self.max_attempts = max_attempts
         self.only = sorted(only) if only is not None else None
+        self._handed_out: set[tuple[str, str, int]] = set()
+        self._given_back: set[UUID] = set()
+        self._unsure = False
 
     def _call(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction, one thread at a time; a connection that has died is opened anew, once.
@@ -144,31 +163,103 @@ class LocalQueue:
 
         One that was claimed too often and never finished is called failed, with the reason.
         """
-        values = {"owner": owner, "lease": lease_s, "max": self.max_attempts, "only": self.only}
+        values = {"owner": owner, "lease": lease_s, "max": self.max_attempts, **self._choice()}
 
         def work(conn: Connection) -> Any:
+            if self._unsure and (found := self._lost_claim(conn, values)) is not None:
+                return found
+            self._unsure = True  # until the answer is here: a connection lost at COMMIT may have claimed
             conn.execute(
                 "UPDATE knownexposures SET state = 'failed', release_time = now(), modified = now(), last_error = "
                 "format('given up after %%s attempts: the last owner, %%s, did not finish and its lease ran out', "
-                "attempts, owner) WHERE state = 'claimed' AND lease_expires < now() AND attempts >= %(max)s "
-                "AND (%(only)s::text[] IS NULL OR identifier = ANY(%(only)s))",
+                "attempts, owner) WHERE _id IN (SELECT _id FROM knownexposures WHERE state = 'claimed' AND "
+                f"lease_expires < now() AND attempts >= %(max)s AND {_CHOSEN} FOR UPDATE SKIP LOCKED)",
                 values,
             )
             return conn.execute(
-                "WITH next AS (SELECT _id FROM knownexposures WHERE (state = 'ready' OR "
-                "(state = 'claimed' AND lease_expires < now())) "
-                "AND (%(only)s::text[] IS NULL OR identifier = ANY(%(only)s)) "
+                f"WITH next AS (SELECT _id FROM knownexposures WHERE {_CLAIMABLE} AND {_CHOSEN} "
                 "ORDER BY priority DESC, created_at, identifier LIMIT 1 FOR UPDATE SKIP LOCKED) "
-                "UPDATE knownexposures k SET state = 'claimed', owner = %(owner)s, claim_time = now(), "
-                "lease_expires = now() + make_interval(secs => %(lease)s), token = k.token + 1, "
-                "attempts = k.attempts + 1, modified = now() FROM next WHERE k._id = next._id "
-                "RETURNING k.identifier, k.instrument, k.filepath, k.token, k.attempts, k.lease_expires, k.params, "
-                "k.through_step",
+                f"UPDATE knownexposures k SET {_TAKEN}, attempts = k.attempts + 1 FROM next WHERE k._id = next._id "
+                f"RETURNING {_CLAIM}",
                 values,
             ).fetchone()
 
         row = self._call(work)
-        return None if row is None else Claim(*row)
+        self._unsure = False
+        return None if row is None else self._remembered(Claim(*row))
+
+    def _choice(self) -> dict[str, Any]:
+        return {"only": self.only, "back": sorted(self._given_back)}
+
+    def _remembered(self, claim: Claim) -> Claim:
+        self._handed_out.add((claim.instrument, claim.identifier, claim.token))
+        return claim
+
+    def _lost_claim(self, conn: Connection, values: Mapping[str, Any]) -> Any:
+        """A claim of this owner whose answer never arrived."""
+        rows: Any = conn.execute(
+            f"SELECT {_CLAIM} FROM knownexposures k WHERE state = 'claimed' AND owner = %(owner)s AND "
+            f"lease_expires > now() AND {_CHOSEN} ORDER BY claim_time FOR UPDATE",
+            values,
+        ).fetchall()
+        lost = [r for r in rows if (r[1], r[0], r[3]) not in self._handed_out]
+        return lost[0] if lost else None
+
+    def waiting(self) -> int:
+        """How many exposures could be claimed now."""
+        row: Any = self._call(
+            lambda conn: conn.execute(
+                "SELECT count(*) FROM knownexposures WHERE (state = 'ready' OR (state = 'claimed' AND "
+                f"lease_expires < now() AND attempts < %(max)s)) AND {_CHOSEN}",
+                {"max": self.max_attempts, **self._choice()},
+            ).fetchone()
+        )
+        return int(row[0])
+
+    def take(self, instrument: str, identifier: str, owner: str, lease_s: float) -> tuple[Claim, str] | None:
+        """Claim one exposure, named by its instrument and identifier, whatever its state.
+
+        Returns
+        -------
+        claim, state : the claim, not counted as an attempt, and the state before; None when it is claimed by a run
+            whose lease has not ended.
+        """
+        values = {"owner": owner, "lease": lease_s, "id": stable_id("known", instrument, identifier)}
+
+        def work(conn: Connection) -> Any:
+            return conn.execute(
+                "WITH before AS (SELECT _id, state FROM knownexposures WHERE _id = %(id)s AND "
+                "NOT (state = 'claimed' AND lease_expires >= now()) FOR UPDATE) "
+                f"UPDATE knownexposures k SET {_TAKEN} FROM before WHERE k._id = before._id "
+                f"RETURNING {_CLAIM}, before.state",
+                values,
+            ).fetchone()
+
+        row = self._call(work)
+        return None if row is None else (self._remembered(Claim(*row[:-1])), str(row[-1]))
+
+    def names(self, identifiers: Iterable[str]) -> dict[str, list[str]]:
+        """Return identifier -> instruments under which the queue knows it."""
+        rows: Any = self._call(
+            lambda conn: conn.execute(
+                "SELECT identifier, instrument FROM knownexposures WHERE identifier = ANY(%s)", (list(identifiers),)
+            ).fetchall()
+        )
+        known: dict[str, list[str]] = {}
+        for identifier, instrument in rows:
+            known.setdefault(identifier, []).append(instrument)
+        return known
+
+    def put_back(self, claim: Claim, state: str, message: str = "") -> None:
+        """End a claim made with `take` without a result: the exposure has its earlier state again."""
+        self._call(
+            lambda conn: conn.execute(
+                "UPDATE knownexposures SET state = %s, lease_expires = NULL, modified = now(), "
+                "last_error = COALESCE(NULLIF(%s, ''), last_error) "
+                "WHERE instrument = %s AND identifier = %s AND token = %s AND state = 'claimed'",
+                ("ready" if state == "claimed" else state, message, claim.instrument, claim.identifier, claim.token),
+            )
+        )
 
     def expire_owners(self, is_gone: Callable[[str], bool]) -> int:
         """End the leases of owners that are known to be gone; return how many."""
@@ -210,6 +301,7 @@ class LocalQueue:
     def release(self, claim: Claim, status: ReleaseStatus, counts: dict[str, int], message: str = "") -> None:
         """Say how it went; a stale claim changes nothing. One given back is not counted as an attempt."""
         if status == "given_back":
+            self._given_back.add(stable_id("known", claim.instrument, claim.identifier))
             self._finish(claim, "ready", counts, message, attempts=1)
         else:
             self._finish(claim, status, counts, message)

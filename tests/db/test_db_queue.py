@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -104,13 +105,131 @@ def test_an_explicit_run_takes_over_a_dead_claim(queue, url):
     assert queue.claim("me", 60).attempt == 1
 
 
-def test_given_back_is_not_an_attempt(queue):
+def test_given_back_is_not_an_attempt(queue, url):
     queue.add("/raw/a.fits", "cam")
     for _ in range(5):
-        claim = queue.claim("me", 60)
+        run = LocalQueue(lambda: connect(url), max_attempts=2)
+        claim = run.claim("me", 60)
         assert claim.attempt == 1
-        queue.release(claim, "given_back", {})
+        run.release(claim, "given_back", {})
+        run.close()
     assert claim.token == 5
+
+
+def test_a_run_is_not_handed_what_it_gave_back(queue, url):
+    for name in "abc":
+        queue.add(f"/raw/{name}.fits", "cam")
+    claims = [queue.claim("me", 60) for _ in range(2)]
+    assert queue.waiting() == 1
+    for claim in claims:
+        queue.release(claim, "given_back", {}, "interrupted")
+    assert queue.waiting() == 1
+    assert queue.claim("me", 60).identifier == "c"
+    assert queue.claim("me", 60) is None
+    other = LocalQueue(lambda: connect(url), only=["a", "c"])
+    assert other.waiting() == 1
+    assert other.claim("you", 60).identifier == "a"
+    other.close()
+
+
+def test_waiting_counts_what_a_claim_would_get(queue, url):
+    for name in "abcd":
+        queue.add(f"/raw/{name}.fits", "cam", hold=name == "d")
+    queue.fail(queue.claim("me", 60), "no", {})
+    queue.claim("me", 60)
+    assert queue.waiting() == 1
+    expire(url)
+    assert queue.waiting() == 2
+    assert queue.claim("me", 60).attempt == 2
+    expire(url)
+    assert queue.waiting() == 1, "one has spent its attempts"
+
+
+class LosesTheAnswer:
+    """A connection whose first transaction is committed by the server, but nobody hears of it."""
+
+    def __init__(self, conn):
+        self._conn, self.loses = conn, True
+
+    def __getattr__(self, name):
+        return getattr(self._conn, name)
+
+    @contextmanager
+    def transaction(self):
+        with self._conn.transaction():
+            yield
+        if self.loses:
+            self.loses = False
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+
+def test_a_claim_whose_answer_was_lost_is_found_again(url):
+    """Else the exposure would wait for its lease, and the run would hold two."""
+    setup = LocalQueue(lambda: connect(url))
+    setup.add("/raw/a.fits", "cam")
+    setup.add("/raw/b.fits", "cam")
+    connections = iter([True, False])
+
+    def opened():
+        conn = connect(url)
+        return LosesTheAnswer(conn) if next(connections, False) else conn
+
+    queue = LocalQueue(opened)
+    with pytest.raises(TransientError):
+        queue.claim("me", 60)
+    claim = queue.claim("me", 60)
+    assert (claim.identifier, claim.token, claim.attempt) == ("a", 1, 1)
+    assert queue.claim("me", 60).identifier == "b"
+    assert queue.claim("me", 60) is None
+    queue.close()
+    setup.close()
+
+
+def test_a_token_exceeds_all_that_the_database_has_seen(queue, url):
+    """A queue row that is new (or of another camera) does not begin below the fence of an earlier one."""
+    with psycopg.connect(url) as conn:
+        conn.execute("INSERT INTO commit_fence (exposure, token) VALUES ('a', 41)")
+    queue.add("/raw/a.fits", "cam")
+    assert queue.claim("me", 60).token == 42
+
+
+def test_one_exposure_many_runs_one_winner(url):
+    first = LocalQueue(lambda: connect(url), max_attempts=100)
+    first.add("/raw/a.fits", "cam")
+    for round_ in range(5):
+        barrier, won, lock = threading.Barrier(4), [], threading.Lock()
+
+        def work(barrier=barrier, won=won, lock=lock):
+            run = LocalQueue(lambda: connect(url), max_attempts=100)
+            run.list()
+            barrier.wait(10)
+            claim = run.claim("w", 60)
+            run.close()
+            if claim is not None:
+                with lock:
+                    won.append(claim.token)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(30)
+        assert won == [round_ + 1]
+        expire(url)
+    first.close()
+
+
+def test_taking_one_exposure_respects_a_live_claim_and_puts_it_back(queue, url):
+    queue.add("/raw/a.fits", "cam")
+    claim = queue.claim("run", 60)
+    assert queue.take("cam", "a", "me", 60) is None
+    queue.fail(claim, "the database went away", {})
+    mine, before = queue.take("cam", "a", "me", 60)
+    assert (before, mine.token, mine.attempt) == ("failed", 2, 1)
+    queue.put_back(mine, before)
+    row = queue.list()[0]
+    assert (row.state, row.last_error) == ("failed", "the database went away")
+    assert queue.take("cam", "unknown", "me", 60) is None
 
 
 def test_failed_stays_failed_and_says_why(queue):

@@ -225,3 +225,27 @@ def test_root_copies_binaries_that_another_account_cannot_reach(tmp_path, monkey
         done = server._call("initdb", "--version")
         assert done.returncode == 0, done.stderr
         assert "PostgreSQL" in done.stdout
+
+
+def test_a_run_starts_a_killed_server_again():
+    """kill -9 of the postmaster while a run uses it: the next connection finds it alive, the data in it."""
+    from seechange_mpi.config.resolve import Config
+    from seechange_mpi.db.engine import server as run_server
+    from seechange_mpi.db.queue import LocalQueue
+
+    root = Path(tempfile.mkdtemp(prefix="seechange-srv-"))
+    root.chmod(0o755)
+    said = []
+    own = EmbeddedServer(root)
+    try:
+        with run_server(Config(None, [f"paths.root={root}"]), said.append) as opened:
+            queue = LocalQueue(opened)
+            queue.add("/raw/a.fits", "cam")
+            os.kill(postmaster(own), signal.SIGKILL)
+            assert queue.claim("me", 60).identifier == "a"
+            queue.close()
+        assert said == ["the embedded PostgreSQL has died; starting it again"]
+        assert not own.is_running(), "the run that started it again has stopped it"
+    finally:
+        own.stop()
+        shutil.rmtree(root)
