@@ -237,7 +237,7 @@ def test_a_lost_connection_is_transient_and_writes_nothing(url, conn, bundles):
     path = bundles(two_sections())
     with connect(url) as other:
         other.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
-    with pytest.raises(TransientError, match="nothing was written"):
+    with pytest.raises(TransientError, match="all of the exposure or nothing"):
         commit(conn, path)
     with connect(url) as fresh:
         assert count(fresh, "images") == 0
