@@ -16,7 +16,7 @@ from seechange_mpi.model.task import Outcome, SectionReport, SectionTask, StepRe
 from seechange_mpi.mpi.compute import SOFT_TIMEOUT, ComputeProcess
 from seechange_mpi.mpi.inject import Fault, strike
 from seechange_mpi.mpi.messages import Answer, Pulse, Setup, Work
-from seechange_mpi.mpi.runlog import RunLog
+from seechange_mpi.mpi.runlog import Level, RunLog
 
 if TYPE_CHECKING:
     from seechange_mpi.pipeline.section import StepWatch
@@ -180,7 +180,7 @@ class SectionHost:
     def _answer(self, outcome: Outcome, *, cancelled: bool = False) -> Answer:
         assert self.work is not None
         report = outcome.report
-        level = "info" if outcome.status != "failed" or cancelled else "error"
+        level: Level = "info" if outcome.status != "failed" or cancelled else "error"
         outcome.summary.setdefault("seconds", self._clock() - self._began)
         more: dict[str, Any] = {}
         if outcome.status == "failed":

@@ -82,6 +82,7 @@ def _happen(fault: Fault, rank_pid: int) -> None:
         raise MemoryError(f"injected at {fault.step}")
     number = {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "stop": signal.SIGSTOP}.get(fault.kind)
     if fault.kind == "lose":
+        time.sleep(0.2)  # the rank is to have written where it is
         os.kill(rank_pid, signal.SIGKILL)
     elif number is not None:
         os.kill(os.getpid(), number)

@@ -22,6 +22,8 @@ EXIT_FILE = "SEECHANGE_EXIT_FILE"
 """Variable naming the file where rank 0 leaves its exit code for the launcher."""
 
 
+RUN_SUFFIX = ".run"
+"""Suffix of the file where rank 0 leaves the folder of its run."""
 PID_SUFFIX = ".pid"
 """Suffix of the file beside it where rank 0 leaves its process id: the first signal goes to rank 0 alone."""
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -114,13 +116,40 @@ def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
                 signal.signal(number, handler)
         if exit_file.is_file() and (status == 0 or stopped):
             return int(exit_file.read_text())
+        where = where_lost(exit_file.with_suffix(RUN_SUFFIX))
     if stopped:
         sys.stderr.write(f"error: stopped by {signal.Signals(stopped[0]).name}. What was durable is kept; run the same "
                          "command again to finish the rest.\n")
         return int(ExitCode.BUG)
-    sys.stderr.write(f"error: the MPI run ended abnormally (mpiexec returned {status}): a process was lost. "
+    sys.stderr.write(f"error: the MPI run ended abnormally (mpiexec returned {status}): "
+                     f"{where or 'a process was lost'}. "
                      "What was durable is kept; run the same command again to finish the rest.\n")
     return int(ExitCode.BUG)
+
+
+def where_lost(pointer: Path) -> str:
+    """Say which ranks of a run were lost, and what they were at; empty if that is not known.
+
+    Parameters
+    ----------
+    pointer : file that holds the folder of the run.
+    """
+    from seechange_mpi.mpi.status import lost_ranks
+
+    try:
+        folder = Path(pointer.read_text())
+    except OSError:
+        return ""
+    lost = lost_ranks(folder)
+    workers = [rank for rank in lost if rank.rank] or lost  # rank 0 is the last to go, whoever was the first
+    text = "; ".join(rank.describe() for rank in workers[:3]) + ("; ..." if len(workers) > 3 else "")
+    return f"a process was lost: {text} (seechange-mpi logs {folder})" if text else ""
+
+
+def tell_run_folder(folder: Path) -> None:
+    """Tell the launcher, if there is one, where the run's logs are."""
+    if is_launched():
+        Path(os.environ[EXIT_FILE]).with_suffix(RUN_SUFFIX).write_text(str(folder.absolute()))
 
 
 def is_launched() -> bool:

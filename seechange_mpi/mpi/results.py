@@ -30,6 +30,8 @@ class ExposureResult:
     html: Path | None = None
     message: str = ""
     is_bug: bool = False
+    passing: bool = False
+    """It failed for a reason that may pass, such as a database that was away: the next run takes it up again."""
     new_objects: dict[str, int] = field(default_factory=dict)
     objects: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seechange_mpi.model.task import STEPS
 from seechange_mpi.mpi.inject import Fault
+from seechange_mpi.mpi.status import lost_ranks
+
+_TRACE_S = 10.0
+"""The trace is only written where so much time is left; ``seechange-mpi logs --trace`` makes it later."""
 
 if TYPE_CHECKING:
     from seechange_mpi.conductor_client.protocol import WorkSource
@@ -59,21 +65,28 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
     ----------
     compute : rank 0's own compute process, started; stopped here if it is not wanted.
     """
+    from seechange_mpi import __version__
+    from seechange_mpi.conductor_client.patience import PatientSource
+    from seechange_mpi.model.errors import ExitCode
     from seechange_mpi.mpi.coordinator import Coordinator, Limits
     from seechange_mpi.mpi.heartbeat import Heartbeats
     from seechange_mpi.mpi.host import SectionHost
+    from seechange_mpi.mpi.launcher import tell_run_folder
     from seechange_mpi.mpi.messages import Setup
     from seechange_mpi.mpi.observer import Observer
     from seechange_mpi.mpi.prediction import Predictor
     from seechange_mpi.mpi.progress import Progress
-    from seechange_mpi.mpi.runlog import RunLog
+    from seechange_mpi.mpi.results import exit_code
+    from seechange_mpi.mpi.runlog import RunLog, run_folder
     from seechange_mpi.mpi.scatter import Crew
     from seechange_mpi.mpi.stages import Stages
+    from seechange_mpi.mpi.trace import write_trace
 
     settings = config.settings.run
-    folder = make_run_folder(config.root)
+    folder = run_folder(config.root, os.environ.get("SLURM_JOB_ID"))
     log = RunLog(folder, 0)
-    log.event("start", ranks=comm.size)
+    log.event("start", ranks=comm.size, version=__version__)
+    tell_run_folder(folder)
     progress = Progress()
     setup = Setup(str(folder), settings.step_timeout_s, settings.step_grace_s, request.faults,
                   pulse_s=max(5.0, comm.size / 100), patience_s=settings.term_s + 20.0)
@@ -83,9 +96,13 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
     else:
         compute.stop()
     crew = Crew(comm, setup, own)
-    observer = Observer(log, progress, len(crew.slots))
-    stages = Stages(config, opened, source, request.options, observer.note)
+    observer = Observer(log, progress, len(crew.slots), folder)
+    patient = PatientSource(source, settings.patience_s, lambda: stop.number is not None or deadline.left_s() < 2.0,
+                            stop_release=lambda: deadline.left_s() < 0.5, tell=observer.note)
+    stages = Stages(config, opened, patient, request.options, observer.note)
     stages.out_of_time = lambda: deadline.left_s() < 2.0
+    stages.log = log
+    stop.on_term = lambda: tell_lost_ranks(folder) if comm.size > 1 else None
     predictor = Predictor(settings.section_guess_s)
     memory = config.root / "runs" / "durations.json"
     predictor.load(memory)
@@ -94,21 +111,27 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
     lease = config.settings.queue.lease_s
     coordinator = Coordinator(stages, crew, deadline=deadline, limits=limits, predictor=predictor, observer=observer,
                               stop=stop, heartbeats=lambda lost: Heartbeats(source, lease, lost))
+    code = ExitCode.BUG
     try:
         results = coordinator.run()
+        code = exit_code(results, trouble=coordinator.trouble is not None)
     finally:
         progress.close()
         predictor.save(memory)
-        log.event("end")
+        observer.ended(int(code))
+        if deadline.left_s() > _TRACE_S:
+            with suppress(OSError):
+                write_trace(folder)
     return results, coordinator.trouble
 
 
-def make_run_folder(root: Path) -> Path:
-    """Make the folder of a run's logs: named by the time and the job."""
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.environ.get('SLURM_JOB_ID') or os.getpid()}"
-    folder = root / "runs" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def tell_lost_ranks(folder: Path) -> None:
+    """Write where ranks of this host were that are gone: TERM comes from a launcher when it has lost one."""
+    here = socket.gethostname()
+    for rank in lost_ranks(folder):
+        if rank.host == here and not Path(f"/proc/{rank.pid}").exists() and Path("/proc/self").exists():
+            sys.stderr.write(f"error: a process was lost: {rank.describe()}\n")
+            sys.stderr.flush()
 
 
 def _rank0_computes(setting: bool | None, size: int, request: Request) -> bool:

@@ -5,11 +5,14 @@ Called from threads beside rank 0's main loop; nothing here knows MPI.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+import time
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from seechange_mpi.conductor_client.patience import patiently
 from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus, WorkSource
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.instruments.camera import Camera, load_camera
@@ -23,6 +26,7 @@ from seechange_mpi.model.task import STEPS, ReferenceLink, SectionTask
 from seechange_mpi.mpi.catalogs import catalog_spec, exposure_catalog, stars_per_section
 from seechange_mpi.mpi.heartbeat import owner_name
 from seechange_mpi.mpi.results import ExposureResult
+from seechange_mpi.mpi.runlog import Kind, RunLog
 from seechange_mpi.mpi.worklist import SectionPlan, plan_section
 from seechange_mpi.pipeline.inputs import identify
 from seechange_mpi.pipeline.top_level import Pipeline
@@ -78,6 +82,7 @@ class Prepared:
         return first, max(first, self.last_steps[section], key=STEPS.index)
 
 
+T = TypeVar("T")
 LOST = "the claim was lost to another job; its results are kept and nothing was committed"
 
 
@@ -100,6 +105,8 @@ class Stages:
         self.out_of_time: Callable[[], bool] = lambda: False
         """Asked between attempts at a commit."""
 
+        self.log = RunLog(None, 0)
+
     def claim(self) -> Claim | None:
         """Return the next exposure; None when there is none."""
         return self.source.claim(self.owner, self.config.settings.queue.lease_s)
@@ -109,11 +116,21 @@ class Stages:
         self._tell(lambda: self.source.release(claim, "given_back", {}, why), claim.identifier)
 
     def fail(self, claim: Claim, result: ExposureResult) -> None:
-        """Tell the source that an exposure failed."""
+        """Tell the source that an exposure failed; what failed for a passing reason is given back instead."""
         first = result.message.splitlines()[0] if result.message else "failed"
+        if result.passing:
+            self.give_back(claim, first)
+            return
         self._tell(lambda: self.source.fail(claim, first, counts_of(result)), claim.identifier)
 
     def prepare(self, claim: Claim) -> Prepared:
+        """Find what the sections of an exposure need; a database that is away is waited for (see `_prepare`)."""
+        return self._patiently(lambda: self._prepare(claim))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        return patiently(call, patience_s=self.config.settings.run.patience_s, stop=self.out_of_time, tell=self.note)
+
+    def _prepare(self, claim: Claim) -> Prepared:
         """Read the header, find references, compute provenances, and see what is left to do.
 
         Raises
@@ -197,15 +214,17 @@ class Stages:
         result.bundle = path
         fresh = bool(result.outcomes) or not path.is_file()
         if fresh:
-            self._write_bundle(prepared, result, path)
+            with self._timed("bundle", claim.identifier):
+                self._write_bundle(prepared, result, path)
         if lost():
             result.state = "given_back"
             result.message = LOST
             return
         try:
-            unchanged = self._commit(claim, prepared, result)
+            with self._timed("commit", claim.identifier):
+                unchanged = self._patiently(lambda: self._commit(claim, prepared, result))
         except TransientError as err:
-            result.state = "uncommitted"
+            result.state, result.passing = "uncommitted", True
             result.message = f"{err}. To commit later: seechange-mpi db commit --pending"
             self.fail(claim, result)
             return
@@ -213,6 +232,12 @@ class Stages:
         self._release(claim, prepared, result)
         if self.options.report and (fresh or not path.with_suffix(".html").is_file()):
             self._write_report(path, result)
+
+    @contextmanager
+    def _timed(self, kind: Kind, identifier: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.log.event(kind, exposure=identifier, seconds=time.perf_counter() - started)
 
     def _write_bundle(self, prepared: Prepared, result: ExposureResult, path: Path) -> None:
         shards, failures = [], {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,11 +21,15 @@ class StopRequest:
         self.number: int | None = None
         self.count = 0
         self._at_once = False
+        self.on_term: Callable[[], None] = lambda: None
+        """Called at the first TERM."""
 
     def receive(self, number: int, _frame: FrameType | None = None) -> None:
         """Handle a signal."""
         self.number = number
         self.count += 1
+        if number == signal.SIGTERM and self.count == 1:
+            self.on_term()
         if self._at_once:
             self.check()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from seechange_mpi.conductor_client.protocol import Claim
-from seechange_mpi.model.errors import SeeChangeError
+from seechange_mpi.model.errors import SeeChangeError, TransientError
 from seechange_mpi.mpi.results import ExposureResult
 
 
@@ -137,9 +137,11 @@ def failure(claim: Claim, err: Exception) -> ExposureResult:
     result = ExposureResult(claim.identifier, "failed")
     if isinstance(err, SeeChangeError):
         result.message = str(err)
+        result.passing = isinstance(err, TransientError)
     elif type(err).__module__.startswith("psycopg") and type(err).__name__ in ("OperationalError", "InterfaceError",
                                                                               "AdminShutdown"):
         result.message = f"the database went away: {(str(err).strip().splitlines() or ['?'])[0]}"
+        result.passing = True
     else:
         result.is_bug = True
         trace = "".join(traceback.format_exception(err))
@@ -158,6 +160,7 @@ def finish(stages: ExposureStages, events: queue.SimpleQueue[Event], claim: Clai
             stages.finish(claim, prepared, result, lost)
     except Exception as err:  # noqa: BLE001 - one exposure must not end the run
         failed = failure(claim, err)
-        result.state, result.message, result.is_bug = failed.state, failed.message, failed.is_bug
+        result.state, result.message = failed.state, failed.message
+        result.is_bug, result.passing = failed.is_bug, failed.passing
         stages.fail(claim, result)
     events.put(Event("finished", claim, result, clock() - started))
