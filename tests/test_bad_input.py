@@ -140,7 +140,7 @@ def test_database_away_at_the_commit(spoiled, cli, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("seechange_mpi.db.commit.commit_bundle", away)
-        assert cli("run", "--config", config, path, "--no-report") == 4
+        assert cli("run", "--config", config, path, "--no-report", "--set", "run.patience_s=0.5") == 4
     out = capsys.readouterr().out
     assert "NOT COMMITTED" in out
     command = next(line for line in out.splitlines() if "db commit" in line).split("db commit ")[1].split()[0]

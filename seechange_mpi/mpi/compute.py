@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -99,11 +100,8 @@ class ComputeProcess:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            try:
-                ours.close()
-                _nursery(theirs, parent, self._server, self._preload)
-            finally:
-                os._exit(1)
+            ours.close()
+            _to_the_end(lambda: _nursery(theirs, parent, self._server, self._preload))
         theirs.close()
         self._nursery, self._control = pid, ours
 
@@ -204,14 +202,9 @@ def _nursery(control: socket.socket, parent: int, server: Server, preload: Calla
             ours, theirs = socket.socketpair()
             child = os.fork()
             if child == 0:
-                try:
-                    die_with_parent(here)
-                    control.close()
-                    ours.close()
-                    faulthandler.enable()  # a fault in a library says where it was
-                    _serve(Channel(theirs), server)
-                finally:
-                    os._exit(1)
+                control.close()
+                ours.close()
+                _to_the_end(lambda: _serve(Channel(theirs), server, here))  # noqa: B023 - never returns
             theirs.close()
             socket.send_fds(control, [_HEAD.pack(child)], [ours.fileno()])
             ours.close()
@@ -221,8 +214,23 @@ def _nursery(control: socket.socket, parent: int, server: Server, preload: Calla
             os._exit(0)
 
 
-def _serve(channel: Channel, server: Server) -> None:
+def _to_the_end(call: Callable[[], None]) -> None:
+    """Call, and end the process whatever happens: a forked child must never go on with its parent's work."""
+    try:
+        call()
+    except BaseException:  # noqa: BLE001 - the last chance to say it
+        traceback.print_exc()
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+    finally:
+        os._exit(1)
+
+
+def _serve(channel: Channel, server: Server, nursery: int) -> None:
     """Do the tasks that arrive until the rank closes the channel."""
+    die_with_parent(nursery)
+    with suppress(OSError, ValueError, AttributeError):
+        faulthandler.enable()  # a fault in a library says where it was
     while True:
         for task in channel.receive(None):
             channel.send(("answer", server(task, lambda body: channel.send(("said", body)))))

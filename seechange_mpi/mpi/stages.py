@@ -225,7 +225,7 @@ class Stages:
                 unchanged = self._patiently(lambda: self._commit(claim, prepared, result))
         except TransientError as err:
             result.state, result.passing = "uncommitted", True
-            result.message = f"{err}. To commit later: seechange-mpi db commit --pending"
+            result.message = f"{err}. The next run commits it, or: seechange-mpi db commit {path}"
             self.fail(claim, result)
             return
         result.state = state_of(prepared, result, nothing_new=unchanged and not result.outcomes)
