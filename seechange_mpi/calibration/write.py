@@ -13,6 +13,7 @@ from astropy.io import fits
 
 from seechange_mpi.calibration.select import date_of
 from seechange_mpi.calibration.task import CalibrationTask, Made
+from seechange_mpi.io.drafts import draft_of
 from seechange_mpi.model.errors import BadInput
 
 QUALITY_CARDS: dict[str, tuple[str, str]] = {
@@ -100,7 +101,7 @@ def write_frame(task: CalibrationTask, made: Made, provenance_id: str, calibrati
     stem = "_".join(w for w in words if w)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{stem}.{os.getpid()}.tmp"
+        draft = draft_of(folder / stem)
         with open(draft, "wb") as f:
             hdu.writeto(f)
             f.flush()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,12 +14,12 @@ import h5py
 import hdf5plugin
 import numpy as np
 
+from seechange_mpi.io.drafts import clean_leftovers, draft_of
 from seechange_mpi.model.errors import BadInput, TransientError
 from seechange_mpi.model.tables import Column, dtype_of
 
 LIBVER = ("earliest", "v110")
 """Readable by HDF5 1.10, which clusters still have."""
-_STALE_S = 6 * 3600.0
 _ZSTD = dict(hdf5plugin.Zstd(clevel=3))
 
 
@@ -123,12 +121,12 @@ def durable_h5(folder: Path, stem: str, *, in_memory: bool = True) -> Iterator[t
     TransientError
         The disk is full: names the folder, the needed and the free bytes. The temporary file is removed.
     """
-    tmp = folder / f".{stem}.{os.getpid()}.tmp"
+    tmp = draft_of(folder / stem)
     memory = {"driver": "core", "backing_store": False, "block_size": 1 << 24} if in_memory else {}
     needed = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder, stem)
+        clean_leftovers(folder)
         with h5py.File(tmp, "w", libver=LIBVER, locking=False, **memory) as f:
             yield f, tmp
             if in_memory:
@@ -144,14 +142,6 @@ def durable_h5(folder: Path, stem: str, *, in_memory: bool = True) -> Iterator[t
         if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _full(folder, stem, needed) from None
         raise
-
-
-def _remove_stale(folder: Path, stem: str) -> None:
-    """Remove what killed processes left half-written, when it is old enough to be nobody's."""
-    for path in folder.glob(f".{glob.escape(stem)}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_S:
-                path.unlink()
 
 
 def _full(folder: Path, stem: str, needed: int) -> TransientError:

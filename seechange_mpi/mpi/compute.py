@@ -177,12 +177,12 @@ class ComputeProcess:
                 os.waitpid(self._nursery, 0)
 
 
-def die_with_parent(parent: int) -> None:
-    """Have this process killed when its parent ends (Linux); end it now if that has happened already."""
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have this process sent a signal when its parent ends (Linux); end it now if that has happened already."""
     with suppress(OSError, AttributeError):
         import ctypes
 
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, int(number), 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from seechange_mpi.model.errors import ConfigError, ExitCode
+from seechange_mpi.mpi.compute import die_with_parent
 
 EXIT_FILE = "SEECHANGE_EXIT_FILE"
 """Variable naming the file where rank 0 leaves its exit code for the launcher."""
@@ -96,7 +97,9 @@ def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
         env["SEECHANGE_TERMINAL"] = "1" if sys.stdout.isatty() else "0"
         command = [program, "-n", str(ranks), sys.executable, "-m", "seechange_mpi.cli.main", *args]
         # in a process group of its own a Ctrl-C reaches this process alone, which passes it on in order
-        child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, process_group=0)
+        parent = os.getpid()
+        child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, process_group=0,
+                                 preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM))
         pid_file = exit_file.with_suffix(PID_SUFFIX)
 
         stopped: list[int] = []

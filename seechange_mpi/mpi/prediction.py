@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from bisect import insort
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seechange_mpi.io.drafts import draft_of
 from seechange_mpi.model.task import STEPS
 
 _SHARES = dict(zip(STEPS, (0.18, 0.30, 0.08, 0.07, 0.25, 0.04, 0.01, 0.06, 0.01), strict=True))
@@ -132,7 +132,7 @@ class Predictor:
         """Keep what was learnt for the next run; a disk that is full keeps the old state."""
         state = {key: {f: getattr(line, f) for f in ("n", "x", "y", "xx", "xy", "factors")}
                  for key, line in self._lines.items()}
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft = draft_of(path)
         try:
             draft.write_text(json.dumps(state))
             draft.replace(path)

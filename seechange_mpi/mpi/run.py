@@ -67,6 +67,7 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
     """
     from seechange_mpi import __version__
     from seechange_mpi.conductor_client.patience import PatientSource
+    from seechange_mpi.io.drafts import clean_leftovers
     from seechange_mpi.model.errors import ExitCode
     from seechange_mpi.mpi.coordinator import Coordinator, Limits
     from seechange_mpi.mpi.heartbeat import Heartbeats
@@ -84,6 +85,8 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
 
     settings = config.settings.run
     folder = run_folder(config.root, os.environ.get("SLURM_JOB_ID"))
+    for older in (config.root / "runs", *(config.root / "runs").glob("*/")):
+        clean_leftovers(older)
     log = RunLog(folder, 0)
     log.event("start", ranks=comm.size, version=__version__)
     tell_run_folder(folder)

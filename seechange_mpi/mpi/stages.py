@@ -17,6 +17,7 @@ from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus, WorkSo
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.instruments.camera import Camera, load_camera
 from seechange_mpi.io.bundle import bundle_path, read_bundle, section_shards, shard_folder, write_bundle
+from seechange_mpi.io.drafts import clean_leftovers
 from seechange_mpi.io.raw import read_exposure_info, section_footprints
 from seechange_mpi.io.shard import scan_shards
 from seechange_mpi.model.errors import BadInput, TransientError
@@ -151,6 +152,8 @@ class Stages:
         catalog = exposure_catalog(self.catalog, footprints, self.config, self.pipeline)
         frames = self._calibration(exposure, camera, filters)
         shards = shard_folder(self.config.bundles, exposure.identifier)
+        clean_leftovers(shards)
+        clean_leftovers(shards.parent)
         found = scan_shards(shards)
         relative = self.pipeline.photcalibrator.pars.method == "relative"
         last = min(self.options.last_step, claim.through_step or STEPS[-1], key=STEPS.index)

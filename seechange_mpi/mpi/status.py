@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from seechange_mpi.io.drafts import draft_of
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.mpi.heartbeat import owner_is_gone, owner_name
 from seechange_mpi.mpi.runlog import Record, parse_line, rank_files
@@ -119,7 +120,7 @@ def write_status(folder: Path, status: RunStatus) -> bool:
     """Replace the run's status file in one go, and note the time in it; return False if the disk refused."""
     status.updated = time.time()
     path = folder / STATUS_FILE
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft = draft_of(path)
     try:
         draft.write_text(json.dumps(asdict(status), separators=(",", ":")))
         draft.replace(path)

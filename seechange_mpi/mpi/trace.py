@@ -8,13 +8,13 @@ to its end. (Trace Event Format, "X", "i", "s", "f" and "M" events; times in mic
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from seechange_mpi.io.drafts import draft_of
 from seechange_mpi.mpi.runlog import Record, read_log
 
 TRACE_FILE = "trace.json"
@@ -197,7 +197,7 @@ def write_trace(run_folder: Path, path: Path | None = None) -> Path:
         It cannot be written.
     """
     out = path or run_folder / TRACE_FILE
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    draft = draft_of(out)
     draft.write_text(json.dumps(chrome_trace(read_log(run_folder)), separators=(",", ":")))
     draft.replace(out)
     return out

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from seechange_mpi.io.drafts import draft_of
 from seechange_mpi.model.calibration import DEAD, HOT, NON_LINEAR, UNSTABLE
 from seechange_mpi.report.figures import _encode, _figure
 
@@ -52,7 +52,7 @@ def quick_look(frame: str | Path, out_png: str | Path | None = None) -> Path:
         _histogram(axes[2], data, header)
     _text(figure.add_subplot(spec[:, 2]), header)
     out = Path(out_png) if out_png is not None else Path(frame).with_suffix(".png")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    draft = draft_of(out)
     draft.write_bytes(_encode(figure, dpi=90))
     draft.replace(out)
     return out

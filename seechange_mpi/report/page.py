@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seechange_mpi.io.drafts import draft_of
 from seechange_mpi.report.collect import ExposureReport, SectionSummary, collect
 from seechange_mpi.report.figures import data_uri, focal_plane_png, triplet_uris
 
@@ -38,7 +38,7 @@ def write_report(bundle_paths: Sequence[str | Path], out_html: str | Path, n_tri
     html = environment.get_template("report.html.j2").render(title=title, exposures=exposures)
     out = Path(out_html)
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    tmp = draft_of(out)
     tmp.write_text(html, encoding="utf-8")
     tmp.replace(out)
     return out
