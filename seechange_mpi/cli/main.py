@@ -28,6 +28,7 @@ GROUPS: dict[str, str] = {
     "catalog": "Star catalogues: build a folder from Gaia's files, show what is there.",
     "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",
     "db": "Science database: init, start, stop, status, commit.",
+    "mps": "Several ranks on one GPU: start, stop, status of CUDA MPS.",
     "camera": "Cameras: list, show, and check a YAML of your own.",
     "config": "Configuration: every value, and where it came from.",
 }

@@ -112,6 +112,7 @@ class RunSettings(Parameters):
                                 critical=False, gt=0)
     step_grace_s: float = par(10.0, "time for it to react before its process is killed", unit="s", critical=False,
                               gt=0)
+    memory_check: bool = par(True, "refuse to begin with more processes than the node's memory holds", critical=False)
     section_attempts: int = par(2, "tries of a section whose process died, or that met a passing trouble",
                                 critical=False, ge=1)
     section_guess_s: float = par(60.0, "duration of a section before any was measured", unit="s", critical=False,

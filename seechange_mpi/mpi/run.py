@@ -98,6 +98,8 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
         own = SectionHost(compute, setup, log, 0)
     else:
         compute.stop()
+    if settings.memory_check:
+        _check_memory(request, comm.size, own is not None)
     crew = Crew(comm, setup, own)
     observer = Observer(log, progress, len(crew.slots), folder)
     patient = PatientSource(source, settings.patience_s, lambda: stop.number is not None or deadline.left_s() < 2.0,
@@ -135,6 +137,21 @@ def tell_lost_ranks(folder: Path) -> None:
         if rank.host == here and not Path(f"/proc/{rank.pid}").exists() and Path("/proc/self").exists():
             sys.stderr.write(f"error: a process was lost: {rank.describe()}\n")
             sys.stderr.flush()
+
+
+def _check_memory(request: Request, size: int, own: bool) -> None:
+    """Refuse to begin with more processes than this node's memory holds."""
+    from seechange_mpi.gpu_kernels.device import local_place
+    from seechange_mpi.instruments.camera import load_camera
+    from seechange_mpi.model.errors import ConfigError
+    from seechange_mpi.mpi.memory import check_memory
+
+    try:
+        camera = load_camera(request.camera)
+    except ConfigError:
+        return  # exposures of the queue name their own
+    ranks = max(1, min(local_place()[1], size))
+    check_memory(camera, ranks - (0 if own else 1), ranks)
 
 
 def _rank0_computes(setting: bool | None, size: int, request: Request) -> bool:

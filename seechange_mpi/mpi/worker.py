@@ -13,11 +13,13 @@ from seechange_mpi.mpi.comm import ANSWER, CANCEL, PULSE, SETUP, STOP, WORK, Com
 from seechange_mpi.mpi.compute import ComputeProcess
 from seechange_mpi.mpi.host import SectionHost, SectionRunner, SectionServer, preload, process
 from seechange_mpi.mpi.messages import Setup
+from seechange_mpi.mpi.placement import plan, take_place
 from seechange_mpi.mpi.runlog import RunLog
 
 
 def compute_process(runner: SectionRunner = process) -> ComputeProcess:
     """Return a started compute process for sections; to be called before MPI is imported."""
+    take_place()
     compute = ComputeProcess(SectionServer(runner), preload if runner is process else None)
     compute.start()
     return compute
@@ -94,7 +96,7 @@ def work(comm: Communicator, compute: ComputeProcess, told: Told | None = None) 
             if message.tag == SETUP:
                 setup = message.body
                 log = RunLog(Path(setup.run_folder) if setup.run_folder else None, comm.rank)
-                log.event("start")
+                log.event("start", place=plan().describe())
                 host = SectionHost(compute, setup, log, comm.rank)
             elif message.tag == WORK:
                 host.begin(message.body)
