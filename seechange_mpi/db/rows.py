@@ -362,6 +362,8 @@ def report_row(info: BundleInfo, s: StoredSection) -> dict[str, Any]:
         "process_provid": json.dumps(s.provenance_ids),
         "process_memory": json.dumps({x.step: x.rss_mb for x in r.steps}),
         "process_runtime": json.dumps({x.step: x.wall_s for x in r.steps}),
+        "process_metrics": json.dumps({x.step: {"cpu_s": x.cpu_s, "gpu_mb": x.gpu_mb, "read_mb": x.read_mb,
+                                                "written_mb": x.written_mb} for x in r.steps}),
         "progress_steps_bitflag": sum(1 << STEP_BITS[x] for x in done),
         "_bitflag": r.bitflag,
         "products_exist_bitflag": sum(1 << PRODUCT_BITS[k] for k, v in exist.items() if v is not None),
