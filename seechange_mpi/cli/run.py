@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,7 @@ def command(
 
     from seechange_mpi.mpi.comm import announced_size
 
+    begun = float(os.environ.get("SEECHANGE_BEGUN", time.time()))
     resolved = load_config(config, set_)
     for step in (first, last):
         if step is not None and step not in STEPS:
@@ -80,7 +82,7 @@ def command(
     request = Request(
         tuple(exposures or ()), camera or resolved.settings.camera.name, first, last,
         tuple(s.strip() for s in sections.split(",")) if sections else (), _params(param or []), dry_run,
-        max_exposures, parse_duration(time_limit) if time_limit else None,
+        max_exposures, begun + parse_duration(time_limit) if time_limit else None,
         parse_duration(max_idle) if max_idle else math.inf if wait else 0.0,
         tuple(Fault.parse(text) for text in inject or ()),
         resolved.settings.run.report if report is None else report)
@@ -116,6 +118,7 @@ def _as_rank(compute: ComputeProcess, resolved: Config, request: Request, proces
         if processes > 1 and comm.size != processes and not request.dry_run:
             typer.echo(f"-n {processes} is passed over: a launcher has started {comm.size} already")
         from seechange_mpi.mpi.scatter import stop_workers
+        from seechange_mpi.mpi.worker import end_within
 
         try:
             code = _coordinate(resolved, comm, compute, stop, request)
@@ -135,7 +138,10 @@ def _as_rank(compute: ComputeProcess, resolved: Config, request: Request, proces
             stop_workers(comm)
         compute.stop()
         comm.flush(5.0)
-    return leave(code)
+    code = leave(code)
+    if comm.size > 1:
+        end_within(30)
+    return code
 
 
 def _without_n(args: list[str]) -> list[str]:
@@ -159,8 +165,8 @@ def _coordinate(resolved: Config, comm: Communicator, compute: ComputeProcess, s
 
     settings = resolved.settings.run
     end = job_end()
-    lefts = [t for t in (request.time_limit_s, None if end is None else end - time.time()) if t is not None]
-    deadline = Deadline(min(lefts) if lefts else None, signal_s=settings.usr1_s, term_s=settings.term_s)
+    ends = [t for t in (request.end, end) if t is not None]
+    deadline = Deadline(min(ends) - time.time() if ends else None, signal_s=settings.usr1_s, term_s=settings.term_s)
     with server(resolved) as opened:
         if request.dry_run:
             return _dry_run(resolved, opened, request)

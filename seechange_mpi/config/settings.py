@@ -119,6 +119,7 @@ class RunSettings(Parameters):
                                  gt=0)
     commit_guess_s: float = par(10.0, "time to bundle and commit an exposure before any was measured", unit="s",
                                 critical=False, gt=0)
+    leave_s: float = par(5.0, "kept at the end for giving claims back and leaving", unit="s", critical=False, gt=0)
     usr1_s: float = par(60.0, "time that is left after the signal USR1", unit="s", critical=False, gt=0)
     term_s: float = par(10.0, "time that is left after TERM, HUP or Ctrl-C; a second one ends at once", unit="s",
                         critical=False, gt=0)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,8 @@ from types import FrameType
 from seechange_mpi.model.errors import ConfigError, ExitCode
 from seechange_mpi.mpi.compute import die_with_parent
 
+BEGUN = "SEECHANGE_BEGUN"
+"""Variable with the time at which the launcher was called: a time limit counts from there."""
 EXIT_FILE = "SEECHANGE_EXIT_FILE"
 """Variable naming the file where rank 0 leaves its exit code for the launcher."""
 
@@ -93,7 +96,7 @@ def launch(ranks: int, args: list[str], mpiexec: str | None = None) -> int:
     kind = mpi_kind(program)
     with tempfile.TemporaryDirectory(prefix="seechange-") as folder:
         exit_file = Path(folder) / "exit_code"
-        env = os.environ | launch_environment(kind) | {EXIT_FILE: str(exit_file)}
+        env = os.environ | launch_environment(kind) | {EXIT_FILE: str(exit_file), BEGUN: str(time.time())}
         env["SEECHANGE_TERMINAL"] = "1" if sys.stdout.isatty() else "0"
         command = [program, "-n", str(ranks), sys.executable, "-m", "seechange_mpi.cli.main", *args]
         # in a process group of its own a Ctrl-C reaches this process alone, which passes it on in order

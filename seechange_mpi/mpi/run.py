@@ -42,7 +42,8 @@ class Request:
     params: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
     max_exposures: int | None = None
-    time_limit_s: float | None = None
+    end: float | None = None
+    """When the run must be over (seconds since 1970)."""
     max_idle_s: float = 0.0
     faults: tuple[Fault, ...] = ()
     report: bool = True
@@ -112,7 +113,7 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
     memory = config.root / "runs" / "durations.json"
     predictor.load(memory)
     limits = Limits(request.max_exposures, request.max_idle_s, settings.section_attempts, settings.commit_guess_s,
-                    max(settings.silence_s, 5 * setup.pulse_s), settings.poll_s)
+                    max(settings.silence_s, 5 * setup.pulse_s), settings.poll_s, settings.leave_s)
     lease = config.settings.queue.lease_s
     coordinator = Coordinator(stages, crew, deadline=deadline, limits=limits, predictor=predictor, observer=observer,
                               stop=stop, heartbeats=lambda lost: Heartbeats(source, lease, lost))

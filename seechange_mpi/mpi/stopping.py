@@ -57,7 +57,7 @@ def stop_on_signals(rank: int) -> Iterator[StopRequest]:
     """
     request = StopRequest()
     handler = request.receive if rank == 0 else signal.SIG_IGN
-    numbers = (signal.SIGINT, signal.SIGUSR1, *((signal.SIGTERM,) if rank == 0 else ()))
+    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, *((signal.SIGTERM,) if rank == 0 else ()))
     previous = {n: signal.signal(n, handler) for n in numbers}
     try:
         yield request

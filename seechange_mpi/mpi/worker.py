@@ -16,6 +16,9 @@ from seechange_mpi.mpi.messages import Setup
 from seechange_mpi.mpi.placement import plan, take_place
 from seechange_mpi.mpi.runlog import RunLog
 
+_END_S = 30
+"""Time for all ranks to leave MPI [s]."""
+
 
 def compute_process(runner: SectionRunner = process) -> ComputeProcess:
     """Return a started compute process for sections; to be called before MPI is imported."""
@@ -32,7 +35,14 @@ def serve_rank(runner: SectionRunner = process) -> int:
         be_worker(get_comm(), compute)
     finally:
         compute.stop()
+    end_within(_END_S)
     return 0
+
+
+def end_within(seconds: int) -> None:
+    """Have this process killed if it has not ended by then: leaving MPI waits for every rank, a hanging one too."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
 
 
 def be_worker(comm: Communicator, compute: ComputeProcess) -> None:
@@ -69,7 +79,7 @@ def patient_with_signals() -> Iterator[Told]:
     KILL later.
     """
     told = Told()
-    previous = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGUSR1)}
+    previous = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
     previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, told.hear)
     try:
         yield told
