@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY_CAMERA, Survey
 from database_rows import dump
+from surveys import TINY_CAMERA, Survey
 
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.db.engine import connect, server
