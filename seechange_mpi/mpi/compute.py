@@ -173,7 +173,8 @@ class ComputeProcess:
         if self._control is not None:
             self._control.close()
             self._control = None
-            with suppress(ChildProcessError):
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._nursery, signal.SIGKILL)  # it may still be importing
                 os.waitpid(self._nursery, 0)
 
 
