@@ -6,7 +6,11 @@ are errors that name the keys there are.
 
 from __future__ import annotations
 
+import pickle
 import re
+import weakref
+import zlib
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -228,6 +232,10 @@ class Camera(_Model):
                                  f"found {pattern!r}") from None
         return self
 
+    def __reduce__(self) -> tuple[Callable[[bytes], Camera], tuple[bytes]]:
+        """Pickle it once and for all: it travels with every section, and is the same object where it arrives again."""
+        return _unpacked, (_packed(self),)
+
     @property
     def section_ids(self) -> tuple[str, ...]:
         """Ids of the sections that are usable today."""
@@ -257,6 +265,28 @@ class Camera(_Model):
             return {}
         return {kind: pattern.format(calib_dir=calib_dir, section=section_id, filter=filter_name)
                 for kind, pattern in self.calibration.items()}
+
+
+_PACKED: dict[int, tuple[weakref.ref[Camera], bytes]] = {}
+"""Identity of a camera -> its pickled state."""
+
+
+def _packed(camera: Camera) -> bytes:
+    known = _PACKED.get(id(camera))
+    if known is not None and known[0]() is camera:
+        return known[1]
+    if len(_PACKED) >= 32:
+        _PACKED.clear()
+    data = zlib.compress(pickle.dumps(camera.__getstate__(), pickle.HIGHEST_PROTOCOL))
+    _PACKED[id(camera)] = weakref.ref(camera), data
+    return data
+
+
+@lru_cache(maxsize=32)
+def _unpacked(data: bytes) -> Camera:
+    camera = Camera.__new__(Camera)
+    camera.__setstate__(pickle.loads(zlib.decompress(data)))
+    return camera
 
 
 def list_cameras() -> list[str]:

@@ -1,5 +1,6 @@
 """Camera definitions: the shipped ones are whole, and a wrong one teaches."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,14 @@ def test_camera_verbs(tmp_path):
     bad = call("validate", "nothing")
     assert bad.returncode == 2
     assert "there are" in bad.stderr
+
+
+def test_a_camera_travels_small_and_arrives_as_one_object():
+    camera = load_camera("DECam")
+    data = pickle.dumps(camera)
+    assert len(data) < 5000, "it is sent with every section"
+    arrived = pickle.loads(data)
+    assert arrived == camera
+    assert arrived is pickle.loads(data)
+    other = camera.model_copy(update={"name": "other"})
+    assert pickle.loads(pickle.dumps(other)).name == "other"
