@@ -25,7 +25,8 @@ class Crew:
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._comm, self._own, self._clock = comm, own, clock
         self.slots = [*range(1, comm.size), *([0] if own is not None else [])]
-        self.idle = list(reversed(self.slots))  # the ranks first, rank 0's own process last
+        self.idle = list(reversed(self.slots))
+        """The last one is next: the ranks first, rank 0's own process last."""
         self.at: dict[int, Work] = {}
         """Slot -> what it is doing."""
         self.heard: dict[int, float] = {}
@@ -35,7 +36,10 @@ class Crew:
 
     def begin(self, slot: int, work: Work) -> None:
         """Give a section to an idle slot."""
-        self.idle.remove(slot)
+        if self.idle[-1] == slot:
+            self.idle.pop()
+        else:
+            self.idle.remove(slot)
         self.at[slot] = work
         self.heard[slot] = self._clock()
         self.steps.pop(slot, None)
@@ -79,8 +83,7 @@ class Crew:
         work = self.at.pop(slot, None)
         assert work is not None
         assert work.key == answer.key, f"slot {slot} was at {work.key} and answered {answer.key}"
-        self.idle.append(slot)
-        self.idle.sort(key=lambda s: s == 0, reverse=True)
+        self.idle.insert(len(self.idle) if slot else 0, slot)
         yield slot, answer
 
     def silent(self, longest_s: float) -> int | None:
