@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -122,11 +122,15 @@ def write_status(folder: Path, status: RunStatus) -> bool:
     path = folder / STATUS_FILE
     draft = draft_of(path)
     try:
-        draft.write_text(json.dumps(asdict(status), separators=(",", ":")))
+        draft.write_text(json.dumps(status, default=_as_dict, separators=(",", ":")))
         draft.replace(path)
     except OSError:
         return False
     return True
+
+
+def _as_dict(part: RunStatus | ExposureStatus | RankStatus) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in part.__slots__}
 
 
 def read_status(folder: Path) -> RunStatus:
