@@ -31,6 +31,9 @@ _ROUNDS_AHEAD = 2.0
 _LONGEST_PAUSE_S = 0.003
 """Between two looks: what a process waits for its next section in the mean, at less than 1 % of a core."""
 
+_KEPT_WHOLE = 50
+"""Exposures last done whose sections are still in the closing table; of earlier ones only what went wrong."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -339,6 +342,8 @@ class Coordinator:
             self._heart.remove(opened.claim)
         opened.result.seconds = self.clock() - opened.began
         self.results.append(opened.result)
+        if len(self.results) > _KEPT_WHOLE:
+            self.results[-_KEPT_WHOLE - 1].forget_details()
         self.observer.closed(opened)
 
     def _give_back(self, opened: Open, *, tell: bool = True) -> None:

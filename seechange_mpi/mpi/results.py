@@ -41,6 +41,14 @@ class ExposureResult:
         """Sections that failed."""
         return [k for k, o in self.outcomes.items() if o.status == "failed"]
 
+    def forget_details(self) -> None:
+        """Keep what a run must still know of an exposure long over: how it ended, and what went wrong."""
+        kept = {k: o for k, o in self.outcomes.items() if o.status == "failed" or o.is_bug}
+        unreferenced = next((k for k, o in self.outcomes.items() if o.status == "no_reference"), None)
+        if unreferenced is not None:
+            kept[unreferenced] = self.outcomes[unreferenced]
+        self.outcomes, self.reused, self.new_objects, self.objects = kept, [], {}, {}
+
 
 def exit_code(results: Iterable[ExposureResult], *, trouble: bool = False) -> ExitCode:
     """Return the first that applies of 1, 4, 3, 5, else 0.

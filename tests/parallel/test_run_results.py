@@ -112,3 +112,20 @@ def test_a_killed_rank_ends_the_run_with_1(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(fake)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "a process was lost" in done.stderr
+
+
+def test_of_exposures_long_over_what_went_wrong_is_kept():
+    from seechange_mpi.mpi.results import causes
+
+    bad = SectionReport(error_step="detection", error_type="AlgorithmError", error_message="no stars")
+    outcomes = {"S0": Outcome("e", "S0", "done", SectionReport(success=True)),
+                "S1": Outcome("e", "S1", "failed", bad),
+                "S2": Outcome("e", "S2", "no_reference", SectionReport(success=True)),
+                "S3": Outcome("e", "S3", "no_reference", SectionReport(success=True))}
+    result = ExposureResult("e", "sections_failed", outcomes, ["S4"], objects={"S0": 3})
+    wrong, code = causes([result]), exit_code([result])
+    result.forget_details()
+    assert list(result.outcomes) == ["S1", "S2"]
+    assert causes([result]) == wrong
+    assert exit_code([result]) == code
+    assert not result.reused
