@@ -185,11 +185,12 @@ def _run(resolved: Config, opened: Callable[[], Connection], comm: Communicator,
     queue.expire_owners(owner_is_gone)
     only = [queue.add(path, request.camera, params=request.params, again=True) for path in request.exposures]
     queue.only = sorted(only) if request.exposures else None
-    results, trouble = run_batch(resolved, opened, queue, comm, compute, stop, deadline, request)
+    ran = run_batch(resolved, opened, queue, comm, compute, stop, deadline, request)
+    results, trouble = ran.results, ran.trouble
     busy = set(only) - {r.identifier for r in results}
-    if busy and request.max_exposures is None and stop.number is None and not deadline.reason:
+    if busy and request.max_exposures is None and not ran.stopped_by:
         typer.echo(f"claimed by another run, held or given up: {', '.join(sorted(busy))}; see seechange-mpi queue list")
-    typer.echo(closing_words(results, deadline.reason))
+    typer.echo(closing_words(results, ran.stopped_by))
     queue.close()
     if trouble is not None:
         typer.echo(f"error: {trouble}", err=True)

@@ -28,6 +28,8 @@ from seechange_mpi.pipeline.section import FINALIZE
 
 _ROUNDS_AHEAD = 2.0
 """Sections are kept waiting for this many rounds of all processes: then the end comes in sight early enough."""
+_SPARE_OPEN = 8
+"""Exposures in hand beyond those: complete ones that wait for their commit."""
 _LONGEST_PAUSE_S = 0.003
 """Between two looks: what a process waits for its next section in the mean, at less than 1 % of a core."""
 
@@ -190,9 +192,14 @@ class Coordinator:
             return
         if self.schedule.n_waiting >= _ROUNDS_AHEAD * len(self.crew.slots) or self.clock() < self._next_question:
             return
-        if not self._fits():
+        if len(self.open) >= self._most_open() or not self._fits():
             return
         self._prefetch.ask(lambda: claim_and_prepare(self.stages, self.events, self._claimed, self.clock))
+
+    def _most_open(self) -> int:
+        """Exposures that may be in hand at once: enough for all processes, not more than commits can follow."""
+        rounds = (1 + _ROUNDS_AHEAD) * len(self.crew.slots)
+        return _SPARE_OPEN + (math.ceil(rounds / len(self._usual)) if self._usual else 0)
 
     def _claimed(self, claim: Claim) -> None:
         if self._heart is not None:
@@ -419,6 +426,11 @@ class Coordinator:
             return False
         self._idle_from = self.clock() if self._idle_from is None else self._idle_from
         return self.clock() - self._idle_from >= self.limits.max_idle_s
+
+    @property
+    def stopped_by(self) -> str:
+        """What ended the run before there were no more exposures: a signal, the time; empty = nothing."""
+        return "" if self._empty or self._enough() else self.deadline.reason
 
     def snapshot(self) -> dict[str, Any]:
         """Return what ``status`` shows."""

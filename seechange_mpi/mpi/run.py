@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
     from seechange_mpi.mpi.comm import Communicator
     from seechange_mpi.mpi.compute import ComputeProcess
+    from seechange_mpi.mpi.coordinator import Coordinator
     from seechange_mpi.mpi.deadline import Deadline
-    from seechange_mpi.mpi.results import ExposureResult
     from seechange_mpi.mpi.stages import RunOptions
     from seechange_mpi.mpi.stopping import StopRequest
 
@@ -59,8 +59,8 @@ class Request:
 
 def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSource, comm: Communicator,
               compute: ComputeProcess, stop: StopRequest, deadline: Deadline, request: Request
-              ) -> tuple[list[ExposureResult], Exception | None]:
-    """Claim and process exposures; return how they went, and why no more could be claimed (None: there were no more).
+              ) -> Coordinator:
+    """Claim and process exposures; return the coordinator, which tells how they went and what ended the run.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
         if deadline.left_s() > _TRACE_S:
             with suppress(OSError):
                 write_trace(folder)
-    return results, coordinator.trouble
+    return coordinator
 
 
 def tell_lost_ranks(folder: Path) -> None:

@@ -88,6 +88,21 @@ def test_makespan_is_that_of_longest_first_on_the_true_durations(workers):
     assert sum(ratios) / len(ratios) <= 1.035
 
 
+def test_exposures_that_are_complete_already_do_not_pile_up():
+    exposures = sleepy_exposures(60, 4, 1.0, 1)
+    done = {e.identifier: set(e.durations) for e in exposures}
+    made, _ = coordinator(exposures, 4, commit_s=1.0, done=done)
+    seen, look = [], made._look
+
+    def looked():
+        seen.append(len(made.open))
+        return look()
+
+    made._look = looked
+    assert len(made.run()) == 60
+    assert max(seen) <= 8, "what is claimed waits for the commits"
+
+
 def test_no_more_exposures_are_claimed_than_allowed():
     made, _ = coordinator(sleepy_exposures(9, 3, 1.0, 1), 4, limits=Limits(max_exposures=2))
     assert [r.state for r in made.run()] == ["done", "done"]
