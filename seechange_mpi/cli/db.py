@@ -75,30 +75,37 @@ def status(config: ConfigOption = None, set_: SetOption = None) -> None:
 
 @app.command()
 def commit(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles to commit.")],
+    bundles: Annotated[list[Path] | None, typer.Argument(
+        help="Bundles to commit; with --pending, folders to search (default: paths.bundles).")] = None,
+    pending: Annotated[bool, typer.Option(
+        "--pending", help="Find and commit the bundles that the database does not have.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Put other content in place of what is there.")] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
-) -> None:
-    """Commit bundles; what is there already stays as it is. Rebuilds a database from bundles alone."""
-    from seechange_mpi.db.commit import commit_bundle
-    from seechange_mpi.db.engine import session
-    from seechange_mpi.instruments.camera import load_camera
-    from seechange_mpi.io.bundle import read_bundle
+) -> int:
+    """Commit bundles; what is there already stays as it is. Rebuilds a database from bundles alone.
+
+    With --pending the exit code is 4 if something pending could not be committed.
+    """
+    from seechange_mpi.db.engine import server, session
+    from seechange_mpi.db.pending import PendingCommits, commit_one, said
+    from seechange_mpi.model.errors import ConfigError, ExitCode
 
     resolved = load_config(config, set_)
-    objects = resolved.settings.objects
+    if pending:
+        from seechange_mpi.mpi.heartbeat import owner_is_gone, owner_name
+
+        places = bundles or [resolved.bundles]
+        for place in places if bundles else ():
+            if not place.exists():
+                raise ConfigError(f"{place}: no such file or folder; name a folder of bundles, or none for all")
+        with server(resolved) as opened:
+            whole = PendingCommits(resolved, opened, owner_name(), owner_is_gone, typer.echo).run(
+                places, replace=replace)
+        return int(ExitCode.OK if whole else ExitCode.EXPOSURE_FAILED)
+    if not bundles:
+        raise ConfigError("no bundle is named; name some, or --pending for all that the database does not have")
     with session(resolved) as conn:
         for path in bundles:
-            radius = objects.association_radius_arcsec
-            if radius is None:
-                instrument = read_bundle(path).config.get("camera", {}).get("name") or resolved.settings.camera.name
-                radius = load_camera(instrument).association_radius_arcsec
-            done = commit_bundle(conn, path, radius_arcsec=radius, replace=replace,
-                                 tag=resolved.settings.run.provenance_tag, max_new_objects=objects.max_new_per_exposure)
-            if done.unchanged:
-                typer.echo(f"{path.name}: everything is there already")
-            else:
-                typer.echo(f"{path.name}: {done.inserted.get('images', 0)} images, "
-                           f"{done.inserted.get('measurements', 0)} measurements, "
-                           f"{done.inserted.get('objects', 0)} new objects in {sum(done.seconds.values()):.2f} s")
+            typer.echo(f"{path.name}: {said(commit_one(conn, resolved, path, replace=replace))}")
+    return int(ExitCode.OK)

@@ -76,6 +76,22 @@ def test_commit_and_commit_again(verb, bundle, workplace):
     assert verb("db", "commit", str(other), "--replace")[0] == 0
 
 
+def test_commit_of_what_is_pending(verb, tmp_path):
+    path = Maker(tmp_path)({"S1": {"ra": 151.0, "dec": 2.0, "at": [(151.0, 2.0)]}}, name="pending")
+    code, out, err = verb("db", "commit", "--pending", str(tmp_path))
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith(f"{path.name}: 2 images")
+    assert verb("db", "commit", "--pending", str(tmp_path))[:2] == (
+        0, "nothing is pending: the database has all of 1 bundle(s)\n")
+    assert verb("db", "commit", "--pending")[0] == 0
+    (tmp_path / "half.h5").write_bytes(path.read_bytes()[:2000])
+    code, out, _ = verb("db", "commit", "--pending", str(tmp_path))
+    assert code == 4
+    assert "half.h5" in out
+    assert verb("db", "commit", "--pending", str(tmp_path / "none"))[0] == 2
+    assert verb("db", "commit")[0] == 2
+
+
 def test_commit_of_something_else(verb, tmp_path):
     path = tmp_path / "x.h5"
     path.write_text("not a bundle")
