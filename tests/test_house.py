@@ -60,8 +60,16 @@ def test_unknown_verb_is_usage_and_suggests():
 
 
 def test_workers_do_not_import_plotting_or_the_database():
-    code = ("import sys, seechange_mpi.pipeline.section, seechange_mpi.mpi.worker\n"
-            "print(','.join(m for m in ('matplotlib','sqlalchemy','psycopg','rich','typer','jinja2','galsim')"
-            " if m in sys.modules))")
+    code = ("import sys, seechange_mpi.pipeline.preload, seechange_mpi.mpi.worker\n"
+            "print(','.join(m for m in ('matplotlib','sqlalchemy','psycopg','rich','typer','jinja2','galsim','pandas',"
+            "'astropy.nddata','scipy.stats','scipy.signal','requests') if m in sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_rank_imports_no_numerics_before_it_forks():
+    """Only the nursery does, after the fork: a rank that passes messages stays small."""
+    code = ("import sys, seechange_mpi.mpi.worker\n"
+            "print(','.join(m for m in ('numpy','scipy','astropy','h5py','pydantic') if m in sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from seechange_mpi.config.parameters import Parameters, par
 from seechange_mpi.instruments.camera import Camera, Photometry
@@ -187,7 +187,7 @@ class PhotCalibrator(Step[PhotCalParameters]):
             design = np.hstack([np.ones((len(values), 1)), map_design(stars["x"], stars["y"], shape, n)])
             other = fit_stars(design, values, variance, pars.mag_floor)
             gain = 2.0 * (other.log_likelihood - fit.log_likelihood)
-            if chi2.sf(max(gain, 0.0), n - terms) < pars.map_chance:
+            if chdtrc(n - terms, max(gain, 0.0)) < pars.map_chance:
                 fit, terms = other, n
         figures |= {"n_used": int(fit.used.sum()), "scatter": fit.scatter, "max_scatter": pars.max_scatter}
         if fit.used.sum() < pars.min_stars:
