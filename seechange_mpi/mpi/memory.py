@@ -38,9 +38,10 @@ def check_memory(camera: Camera, processes: int, ranks: int, available: float | 
     needed = processes * each + ranks * RANK_MB
     free = available_mb() if available is None else available
     if free is not None and needed > free:
-        fit = int(free // (each + RANK_MB))
+        fit = int((free - (ranks - processes) * RANK_MB) // (each + RANK_MB)) + ranks - processes
+        advice = f"run with at most {fit} ranks on this node" if fit > ranks - processes else "not even one fits"
         raise ConfigError(
             f"{processes} processes of {each / 1000:.2f} GB each need {needed / 1000:.1f} GB, but only "
-            f"{free / 1000:.1f} GB are free on {socket.gethostname()}: run with at most {max(fit, 1)} ranks on "
-            "this node, or set run.memory_check=false")
+            f"{free / 1000:.1f} GB are free on {socket.gethostname()}: {advice}; "
+            "run.memory_check=false goes on all the same")
     return needed

@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from seechange_mpi.model.errors import ConfigError, TransientError
 
 CONTROL = "nvidia-cuda-mps-control"
 _PAUSE_S = 0.1
+_MARK = ".seechange-mps"
+"""File that marks a folder made by `start`."""
 
 
 def folders(base: Path) -> dict[str, str]:
@@ -57,14 +60,17 @@ def start(base: Path, timeout_s: float = 20.0) -> dict[str, str]:
         return folders(base)
     for path in folders(base).values():
         Path(path).mkdir(parents=True, exist_ok=True, mode=0o700)
+    (base / _MARK).touch()
     end = time.monotonic() + timeout_s
-    done = subprocess.run([CONTROL, "-d"], capture_output=True, text=True, env=os.environ | folders(base),
-                          timeout=timeout_s, check=False)
+    said = base / "log" / "start.log"
+    with said.open("w") as out, suppress(subprocess.TimeoutExpired):  # a pipe would wait for the service itself
+        subprocess.run([CONTROL, "-d"], stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=timeout_s,
+                       env=os.environ | folders(base), check=False)
     while time.monotonic() < end:
         if is_running(base):
             return folders(base)
         time.sleep(_PAUSE_S)
-    reason = (done.stderr or done.stdout).strip()
+    reason = said.read_text(errors="replace").strip()
     raise TransientError(f"{CONTROL} does not answer after {timeout_s:g} s{': ' + reason if reason else ''}; "
                          f"see {base / 'log' / 'control.log'}")
 
@@ -77,8 +83,8 @@ def stop(base: Path, timeout_s: float = 20.0) -> bool:
     TransientError
         It still answers after the time.
     """
-    if not is_running(base):
-        shutil.rmtree(base, ignore_errors=True)
+    if not is_running(base, timeout_s):
+        _remove(base)
         return False
     _control(base, "quit", timeout_s)
     end = time.monotonic() + timeout_s
@@ -86,5 +92,16 @@ def stop(base: Path, timeout_s: float = 20.0) -> bool:
         if time.monotonic() > end:
             raise TransientError(f"{CONTROL} still answers {timeout_s:g} s after 'quit'; see {base / 'log'}")
         time.sleep(_PAUSE_S)
-    shutil.rmtree(base, ignore_errors=True)
+    _remove(base)
     return True
+
+
+def _remove(base: Path) -> None:
+    """Remove what `start` has made, and nothing else."""
+    if not (base / _MARK).is_file():
+        return
+    for path in folders(base).values():
+        shutil.rmtree(path, ignore_errors=True)
+    (base / _MARK).unlink(missing_ok=True)
+    with suppress(OSError):
+        base.rmdir()  # unless something else lies there

@@ -90,14 +90,36 @@ def available_mb(environ: Mapping[str, str] | None = None, proc: Path = Path("/p
         found += [float(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")]
     except (OSError, ValueError, IndexError):
         pass
-    for limit, used in (("memory.max", "memory.current"),
-                        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        try:
-            free = float((cgroup / limit).read_text()) - float((cgroup / used).read_text())
-        except (OSError, ValueError):
-            continue
-        found.append(free / 2**20)
+    found += _group_mb(proc, cgroup)
     granted = env.get("SLURM_MEM_PER_NODE", "")
     if granted.isdigit() and int(granted) > 0:
         found.append(float(granted))
+    each, cpus = env.get("SLURM_MEM_PER_CPU", ""), env.get("SLURM_CPUS_ON_NODE", "")
+    if each.isdigit() and cpus.isdigit() and int(each) > 0:
+        found.append(float(each) * int(cpus))
     return min(found) if found else None
+
+
+def _group_mb(proc: Path, root: Path) -> list[float]:
+    """Return what the control groups of this process leave [MB], from its own up to the root; caches count as free."""
+    found = []
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        _, controllers, name = [*line.split(":", 2), "", ""][:3]
+        if controllers not in ("", "memory"):
+            continue
+        base, limit, used, cache = ((root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+                                     "total_inactive_file") if controllers else
+                                    (root, "memory.max", "memory.current", "inactive_file"))
+        here = base / name.strip("/")
+        for group in (here, *(p for p in here.parents if p == base or base in p.parents)):
+            try:
+                free = float((group / limit).read_text()) - float((group / used).read_text())
+                stat = dict(row.split(maxsplit=1) for row in (group / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            found.append((free + float(stat.get(cache, 0))) / 2**20)
+    return found

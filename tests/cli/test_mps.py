@@ -38,8 +38,11 @@ def test_start_waits_until_it_answers_and_stop_until_it_is_gone(control, cli, ca
     assert cli("mps", "start", "--folder", control) == 0, "one that runs is kept"
     assert cli("mps", "stop", "--folder", control) == 0
     assert not control.exists()
+    control.mkdir()
+    (control / "mine").touch()
     assert cli("mps", "stop", "--folder", control) == 0
     assert capsys.readouterr().out.endswith("it was not running\n")
+    assert (control / "mine").exists(), "a folder that is not its own is left alone"
 
 
 def test_one_that_never_answers_is_told(control, cli, capsys, monkeypatch):

@@ -38,8 +38,20 @@ def test_free_memory_is_the_smallest_of_what_is_told(tmp_path):
     assert available_mb({}, tmp_path, group) == 4096
     (group / "memory.max").write_text("2147483648\n")
     (group / "memory.current").write_text("1073741824\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 0\n")
     assert available_mb({}, tmp_path, group) == 1024
     assert available_mb({"SLURM_MEM_PER_NODE": "512"}, tmp_path, group) == 512
+    assert available_mb({"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_ON_NODE": "4"}, tmp_path, group) == 400
+    (group / "memory.stat").write_text("inactive_file 536870912\n")
+    assert available_mb({}, tmp_path, group) == 1536, "caches can be given up"
+    job = group / "system" / "job_1"
+    job.mkdir(parents=True)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/system/job_1\n")
+    for name, text in (("memory.max", "1048576000"), ("memory.current", "524288000"), ("memory.stat", "anon 1")):
+        (job / name).write_text(text)
+    assert available_mb({}, tmp_path, group) == 500, "the group of the job"
+    (job / "memory.max").write_text("max\n")
     (group / "memory.max").write_text("max\n")
     assert available_mb({}, tmp_path, group) == 4096
     assert available_mb({}, tmp_path / "none", tmp_path / "none") is None
@@ -51,6 +63,8 @@ def test_too_many_ranks_for_the_memory_are_refused_with_figures():
     assert check_memory(camera, 32, 33, 64_000.0) < 32_000
     with pytest.raises(ConfigError, match=r"32 processes of 0\.7\d GB .* 8\.0 GB are free .* at most 10 ranks"):
         check_memory(camera, 32, 32, 8_000.0)
+    with pytest.raises(ConfigError, match="not even one fits"):
+        check_memory(camera, 1, 1, 300.0)
 
 
 def test_a_worker_is_placed_before_anything_heavy_is_imported():
