@@ -16,7 +16,7 @@ from seechange_mpi.conductor_client.patience import patiently
 from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus, WorkSource
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.instruments.camera import Camera, load_camera
-from seechange_mpi.io.bundle import bundle_path, read_bundle, section_shards, shard_folder, write_bundle
+from seechange_mpi.io.bundle import bundle_path, read_bundle, read_section, section_shards, shard_folder, write_bundle
 from seechange_mpi.io.drafts import clean_leftovers
 from seechange_mpi.io.raw import read_exposure_info, section_footprints
 from seechange_mpi.io.shard import scan_shards
@@ -215,7 +215,7 @@ class Stages:
         """
         path = bundle_path(self.config.bundles, prepared.exposure.identifier, prepared.bundle_provenance)
         result.bundle = path
-        fresh = bool(result.outcomes) or not path.is_file()
+        fresh = bool(result.outcomes) or not is_whole(path)
         if fresh:
             with self._timed("bundle", claim.identifier):
                 self._write_bundle(prepared, result, path)
@@ -329,6 +329,16 @@ def is_partial(prepared: Prepared, result: ExposureResult) -> bool:
             if STEPS.index(plan.shard.completed_step) < STEPS.index(reachable):
                 return True
     return False
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a bundle is there and all its tables can be read; a damaged one is written again from its shards."""
+    try:
+        for section in read_bundle(path).section_ids:
+            read_section(path, section, pixels=False)
+    except BadInput:
+        return False
+    return True
 
 
 def kept_sections(path: Path, asked: Container[str]) -> tuple[list[Path], dict[str, ProvenanceRecord]]:

@@ -58,6 +58,15 @@ def test_stopping_early_takes_nothing_away(finished, tiny_survey, cli, capsys):
     assert queue_row(finished, new).state == "done"
 
 
+def test_a_truncated_bundle_is_made_again_from_its_shards(finished, tiny_survey, cli, capsys):
+    new = tiny_survey.exposures[0]
+    path = bundle(finished, new)
+    path.write_bytes(path.read_bytes()[:3000])
+    assert cli("run", "--config", finished, new, "--no-report") == 0
+    assert "sections on" not in capsys.readouterr().out, "nothing is computed"
+    assert validate_bundle(path) == []
+
+
 def test_from_after_through_is_refused(finished, tiny_survey, cli, capsys):
     assert cli("run", "--config", finished, "--from", "scoring", "--through", "extraction") == 2
     assert "--from scoring comes after --through extraction" in capsys.readouterr().err
