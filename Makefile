@@ -48,6 +48,8 @@ bench: venv  ## benchmarks against rivals; results in docs/benchmarks.md
 	  -r requirements-bench.lock || echo "some rivals could not be installed; their columns stay empty" >&2
 	@$(BIN)/python benchmarks/kernels.py
 	@$(BIN)/python benchmarks/calibration.py
+	@$(BIN)/python benchmarks/scale.py
+	@$(BIN)/python benchmarks/startup.py
 
 lock: venv  ## pin today's versions of every dependency
 	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed '/^seechange/d' > .all.lock
