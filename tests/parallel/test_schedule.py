@@ -76,9 +76,10 @@ def simulate(exposures: list[list[float]], slots: int, ahead: int, *, noise: flo
             schedule.add(Job(claimed, f"S{k}", d * rng.lognormvariate(0, noise), body=d)
                          for k, d in enumerate(exposures[claimed]))
             claimed += 1
-        while idle and (job := schedule.take(idle[-1], now, closing=claimed == len(exposures))) is not None:
+        if idle and (job := schedule.take(idle[-1], now, closing=claimed == len(exposures))) is not None:
             order.append(job.key)
             heapq.heappush(due, (now + job.body, idle.pop()))
+            continue
         if not due:
             return now, order
         now, slot = heapq.heappop(due)
