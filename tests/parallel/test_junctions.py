@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from database_copies import Databases, databases_of
 from database_rows import dump
 from surveys import TINY_CAMERA, Survey
 
 from seechange_mpi.config.resolve import Config
-from seechange_mpi.db.engine import connect, server
-from seechange_mpi.db.server import DATABASE
 from seechange_mpi.io.bundle import read_bundle, section_shards, validate_bundle
 from seechange_mpi.io.shard import scan_shards
 from seechange_mpi.model.task import STEPS
@@ -38,42 +36,16 @@ def survey(tmp_path_factory) -> Survey:
     return Survey(root)
 
 
-class Databases:
-    """Databases of one server, each with a folder of its own, that begin as copies of others."""
-
-    def __init__(self, survey: Survey, base: Path, address: str) -> None:
-        self.survey, self.base, self.address = survey, base, address
-
-    def copy(self, of: Path, name: str) -> Path:
-        """Copy a database with its bundles; return the configuration of the copy."""
-        original = self._name(of)
-        with connect(f"{self.address} dbname=template1") as admin:
-            admin.autocommit = True
-            admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{original}"')
-        config = self.survey.config(self.base.parent / name, database__url=f"{self.address} dbname={name}")
-        shutil.copytree(Config(of).bundles, Config(config).bundles)
-        return config
-
-    def _name(self, config: Path) -> str:
-        return DATABASE if config == self.base else config.parent.name
-
-
 @pytest.fixture(scope="module")
-def databases(survey, tmp_path_factory, cli) -> Iterator[Databases]:
-    """A database in which the reference is finished, and its server."""
-    base = survey.config(tmp_path_factory.mktemp("base"))
-    with server(Config(base)) as opened:
-        assert cli("run", "--config", base, survey.exposures[0], "--no-report") == 0
-        assert cli("refs", "add", "--config", base, survey.exposures[0].stem) == 0
-        with opened() as conn:
-            address = f"host={conn.info.host} user={conn.info.user}"
-        yield Databases(survey, base, address)
+def databases(survey, tmp_path_factory) -> Iterator[Databases]:
+    with databases_of(survey, tmp_path_factory.mktemp("base")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def unbroken(survey, databases, cli) -> tuple[dict[str, list[tuple]], object]:
     """Rows and bundle of a run that was not interrupted."""
-    config = databases.copy(databases.base, "unbroken")
+    config = databases.copy()
     assert cli("run", "--config", config, survey.exposures[1], "--no-report") == 0
     rows = dump(config)
     assert len(rows["measurements"]) > 3
@@ -83,7 +55,7 @@ def unbroken(survey, databases, cli) -> tuple[dict[str, list[tuple]], object]:
 @pytest.fixture(scope="module")
 def halting(databases) -> Path:
     """A configuration under which the exposure goes one step further with every test."""
-    return databases.copy(databases.base, "halting")
+    return databases.copy()
 
 
 def contents(config: Path, exposure: Path) -> object:
@@ -105,7 +77,7 @@ def test_stopping_after_a_step_or_beginning_again_at_it_changes_nothing(survey, 
     rows, bundle = unbroken
     assert cli("run", "--config", halting, exposure, "--through", step, "--no-report") == 0
     assert step in completed_steps(halting, exposure)
-    config = databases.copy(halting, step)
+    config = databases.copy(halting)
     for more in ([], ["--from", step]):
         assert cli("run", "--config", config, exposure, "--no-report", *more) == 0
         found = dump(config)
