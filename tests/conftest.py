@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from surveys import TINY_CAMERA, Survey
+from surveys import TINY_CAMERA, Survey, run_cli
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -31,18 +31,6 @@ def realdata() -> Path:
     if not REALDATA.is_dir():
         pytest.skip(f"no real data at {REALDATA}; set SEECHANGE_REALDATA")
     return REALDATA
-
-
-def run_cli(*args: object) -> int:
-    """Run a verb in this process; return its exit code."""
-    from seechange_mpi.cli.main import main
-    from seechange_mpi.config.resolve import Config
-
-    Config.reset()
-    with pytest.raises(SystemExit) as left:
-        main([str(a) for a in args])
-    Config.reset()
-    return int(left.value.code or 0)
 
 
 @pytest.fixture(scope="session")

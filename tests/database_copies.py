@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import run_cli
-from surveys import Survey
+from surveys import Survey, run_cli
 
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.db.engine import connect, server

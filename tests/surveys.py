@@ -1,8 +1,10 @@
-"""A small camera, and a simulated survey on disk."""
+"""A small camera, a simulated survey on disk, and the command line in this process."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import pytest
 
 TINY_CAMERA = """
 name: tiny
@@ -61,3 +63,15 @@ class Survey:
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(settings))
         return path
+
+
+def run_cli(*args: object) -> int:
+    """Run a verb in this process; return its exit code."""
+    from seechange_mpi.cli.main import main
+    from seechange_mpi.config.resolve import Config
+
+    Config.reset()
+    with pytest.raises(SystemExit) as left:
+        main([str(a) for a in args])
+    Config.reset()
+    return int(left.value.code or 0)
