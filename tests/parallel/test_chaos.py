@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.db
 
 RANKS = 3
 KINDS = ("compute", "everything", "rank", "rank 0", "nursery", "launcher", "mpiexec")
+HEALS = ("", "compute", "nursery")
+"""What a run may survive: a nursery only if its rank has no further section to do."""
 _DEPTHS = {"launcher": 0, "mpiexec": 1, "rank": 2, "rank 0": 2, "nursery": 3, "compute": 4}
 
 
@@ -50,12 +53,19 @@ def command(config: Path, *args: object) -> list[str]:
     return [sys.executable, "-m", "seechange_mpi.cli.main", *map(str, args), "--config", str(config)]
 
 
-def begun(survey: Survey, folder: Path) -> Path:
-    """A configuration under which the first exposure is the reference."""
+@pytest.fixture(scope="module")
+def begun(survey, tmp_path_factory) -> Path:
+    """A folder in which the first exposure is the reference; its database is not running."""
+    folder = tmp_path_factory.mktemp("begun") / "w"
     config = survey.config(folder)
     subprocess.run(command(config, "run", survey.exposures[0], "--no-report"), check=True, capture_output=True)
     subprocess.run(command(config, "refs", "add", survey.exposures[0].stem), check=True, capture_output=True)
-    return config
+    return folder
+
+
+def copied(begun: Path, survey: Survey, folder: Path) -> Path:
+    shutil.copytree(begun, folder)
+    return survey.config(folder)
 
 
 @dataclass
@@ -72,7 +82,7 @@ class Tree:
                 name, rest = stat.read_text().split("(", 1)[1].rsplit(")", 1)
             except (OSError, IndexError):
                 continue
-            if name.startswith(("python", "mpiexec", "prterun")):
+            if name.startswith(("python", "mpiexec", "prterun")) and rest.split()[0] != "Z":
                 children.setdefault(int(rest.split()[1]), []).append(int(stat.parent.name))
         levels, depth, here = {}, 0, [pid]
         while here:
@@ -141,6 +151,12 @@ def contents(config: Path, exposures: list[Path]) -> dict[str, object]:
     return out
 
 
+def durable_files(config: Path, exposures: list[Path]) -> dict[Path, tuple[int, int]]:
+    """Shard -> its inode and the time of its last change."""
+    found = [p for e in exposures for p in (Config(config).bundles / e.stem / "shards").glob("[!.]*.h5")]
+    return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in found}
+
+
 def kill_and_resume(config: Path, exposures: list[Path], kinds: list[str], rng: random.Random) -> list[str]:
     """Run again and again, killing the next kind of process in each, until a run ends by itself; return what is left.
 
@@ -149,31 +165,35 @@ def kill_and_resume(config: Path, exposures: list[Path], kinds: list[str], rng: 
     left = list(kinds)
     runs = Config(config).root / "runs"
     while True:
-        before, logs = complete_sections(config, exposures), set(runs.glob("*/"))
+        complete, files = complete_sections(config, exposures), durable_files(config, exposures)
+        logs = set(runs.glob("*/"))
         child = subprocess.Popen(command(config, "run", "-n", RANKS, *exposures, "--no-report"),
                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        ended = False
-        while left and not ended and at_work(child, runs, logs, rng):
-            kind = left[0]
+        struck = ""
+        while left and struck in ("", "compute") and at_work(child, runs, logs, rng):
             tree = Tree.of(child.pid)
-            if tree.strike(kind, rng):
-                left.pop(0)
-                ended = kind != "compute"
-                assert not ended or gone(tree.pids(), 10.0), f"killing {kind} has left processes behind for 10 s"
+            if tree.strike(left[0], rng):
+                struck = left.pop(0)
+        if struck not in HEALS:
+            assert gone(tree.pids(), 10.0), f"killing {struck} has left processes behind for 10 s"
         _, err = child.communicate(timeout=120)
         for folder in set(runs.glob("*/")) - logs:
-            assert not begun_sections(folder) & before, "durable work was repeated"
-        assert (child.returncode == 0) != ended, err
-        if not ended:
+            assert not begun_sections(folder) & complete, f"durable work was repeated after killing {struck}"
+        now = durable_files(config, exposures)
+        assert {p: now.get(p) for p in files} == files, f"killing {struck} has cost a shard"
+        assert struck in HEALS or child.returncode != 0, f"{struck}: {err}"
+        assert struck not in ("", "compute") or child.returncode == 0, err
+        if child.returncode == 0:
             return left
 
 
 def at_work(child: subprocess.Popen[str], runs: Path, logs: set[Path], rng: random.Random) -> bool:
-    """Wait until a run has been at its sections for a random time; False if it has ended before."""
-    end = 0.0
+    """Wait for a random moment: of the start of a run, or of what follows; False if it has ended before."""
+    early = rng.random() < 0.2
+    end = time.monotonic() + rng.uniform(0.3, 3.0) if early else 0.0
     while child.poll() is None:
-        if not end and any(begun_sections(folder) for folder in set(runs.glob("*/")) - logs):
-            end = time.monotonic() + rng.uniform(0.05, 1.0)
+        if not end and set(runs.glob("*/")) - logs:
+            end = time.monotonic() + rng.uniform(0.0, 3.0)
         if end and time.monotonic() > end:
             return True
         time.sleep(0.02)
@@ -196,29 +216,29 @@ def check(config: Path, undisturbed: Path, survey: Survey) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(survey, tmp_path_factory) -> Path:
-    config = begun(survey, tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(survey, begun, tmp_path_factory) -> Path:
+    config = copied(begun, survey, tmp_path_factory.mktemp("undisturbed") / "w")
     subprocess.run(command(config, "run", "-n", RANKS, *survey.exposures[1:], "--no-report"), check=True,
                    capture_output=True)
     return config
 
 
-def kill(survey: Survey, undisturbed: Path, folder: Path, kills: int, seed: int) -> None:
+def kill(survey: Survey, begun: Path, undisturbed: Path, folder: Path, kills: int, seed: int) -> None:
     """Kill so often, in as many surveys as that takes, and look at each."""
     rng, rounds = random.Random(seed), 0
     left = [KINDS[k % len(KINDS)] for k in range(kills)]
     while left:
-        config = begun(survey, folder / f"w{rounds}")
+        config = copied(begun, survey, folder / f"w{rounds}")
         left = kill_and_resume(config, survey.exposures[1:], left, rng)
         check(config, undisturbed, survey)
         rounds += 1
 
 
-def test_five_kills_leave_no_trace(survey, undisturbed, tmp_path):
-    kill(survey, undisturbed, tmp_path, 5, 5)
+def test_five_kills_leave_no_trace(survey, begun, undisturbed, tmp_path):
+    kill(survey, begun, undisturbed, tmp_path, 5, 5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_two_hundred_kills_leave_no_trace(survey, undisturbed, tmp_path, seed):
-    kill(survey, undisturbed, tmp_path, 10, seed)
+def test_two_hundred_kills_leave_no_trace(survey, begun, undisturbed, tmp_path, seed):
+    kill(survey, begun, undisturbed, tmp_path, 10, seed)
