@@ -33,7 +33,7 @@ lint: venv
 	$(BIN)/lint-imports --no-cache
 
 unit: venv
-	@./tools/in_scratch.sh $(BIN)/python -m pytest -q -m "not slow"
+	@./tools/in_scratch.sh ./tools/unit_tests.sh $(BIN)
 
 # the same tests inside 2 and 3 ranks; a skip of an MPI test is a failure
 mpi-tests: venv

@@ -185,6 +185,8 @@ def _run(resolved: Config, opened: Callable[[], Connection], comm: Communicator,
     queue.expire_owners(owner_is_gone)
     only = [queue.add(path, request.camera, params=request.params, again=True) for path in request.exposures]
     queue.only = sorted(only) if request.exposures else None
+    if not request.exposures:
+        typer.echo(f"exposures ready in the queue: {queue.waiting()}")
     ran = run_batch(resolved, opened, queue, comm, compute, stop, deadline, request)
     results, trouble = ran.results, ran.trouble
     busy = set(only) - {r.identifier for r in results}

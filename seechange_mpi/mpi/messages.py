@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from seechange_mpi.model.task import Outcome, SectionTask
@@ -78,4 +78,3 @@ class Pulse:
     key: WorkKey
     step: str
     seconds: float = 0.0
-    steps_done: list[str] = field(default_factory=list)

@@ -14,13 +14,12 @@ class StopRequest:
     """A signal that was received, if any.
 
     An exception raised by a signal handler can vanish (inside the callback of a weak reference, say), and must not
-    cut a commit short: it is only raised at once inside `interruptible`; `check` raises it in any case.
+    cut a commit short: it is raised by `check`, where nothing can be lost.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.count = 0
-        self._at_once = False
         self.on_term: Callable[[], None] = lambda: None
         """Called at the first TERM."""
 
@@ -30,23 +29,11 @@ class StopRequest:
         self.count += 1
         if number == signal.SIGTERM and self.count == 1:
             self.on_term()
-        if self._at_once:
-            self.check()
 
     def check(self) -> None:
         """Raise `Drain` if a signal has come."""
         if self.number is not None:
             raise Drain(f"stopped by {signal.Signals(self.number).name}")
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Inside, a signal need not wait for the next `check`."""
-        self.check()
-        self._at_once = True
-        try:
-            yield
-        finally:
-            self._at_once = False
 
 
 @contextmanager

@@ -187,7 +187,7 @@ def test_section_report_says_that_the_cpu_did_it(stand_in, monkeypatch):
         for _ in range(2):
             gpu.with_fallback("subtraction", TestFallback.full, lambda: None)
 
-    monkeypatch.setattr(section._SectionRun, "__init__", lambda self, task, pipeline, report: None)
+    monkeypatch.setattr(section._SectionRun, "__init__", lambda *_: None)
     monkeypatch.setattr(section._SectionRun, "run", run)
     monkeypatch.setattr(section._SectionRun, "store", lambda self: "shard")
     monkeypatch.setattr(section._SectionRun, "products", section.SectionProducts(), raising=False)
