@@ -146,12 +146,16 @@ class MPIComm:
         status = self._mpi.Status()
         end = None if timeout_s is None else time.monotonic() + timeout_s
         sleeper = Sleeper()
-        while not self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG, status):
+        while not self._arrived(status):
             if end is not None and time.monotonic() >= end:
                 return None
             sleeper.sleep()
         body = self._comm.recv(source=status.Get_source(), tag=status.Get_tag())
         return Message(status.Get_source(), status.Get_tag(), body)
+
+    def _arrived(self, status: Any) -> bool:
+        """Whether a message can be received; asked twice, as the first question may only fetch it (Open MPI)."""
+        return any(self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG, status) for _ in range(2))
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until everything sent has been taken; False if that was not so in time."""

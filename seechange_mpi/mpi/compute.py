@@ -189,28 +189,34 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
 
 def _nursery(control: socket.socket, parent: int, server: Server, preload: Callable[[], None] | None) -> None:
-    """Fork compute processes on demand until the rank closes the socket."""
+    """Fork compute processes, one ahead of the demand, until the rank closes the socket."""
     die_with_parent(parent)
     for number in _PASSED_BY:
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()  # what was inherited, database connections among it, is never tidied up from here
     if preload is not None:
         preload()
-    here, child = os.getpid(), 0
+    here = os.getpid()
+
+    def fork() -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            control.close()
+            ours.close()
+            _to_the_end(lambda: _serve(Channel(theirs), server, here))
+        theirs.close()
+        return child, ours
+
+    child, channel = fork()
     while True:
         command = control.recv(1)
         if command == b"s":
-            ours, theirs = socket.socketpair()
-            child = os.fork()
-            if child == 0:
-                control.close()
-                ours.close()
-                _to_the_end(lambda: _serve(Channel(theirs), server, here))  # noqa: B023 - never returns
-            theirs.close()
-            socket.send_fds(control, [_HEAD.pack(child)], [ours.fileno()])
-            ours.close()
+            socket.send_fds(control, [_HEAD.pack(child)], [channel.fileno()])
+            channel.close()
         elif command == b"r":
             control.sendall(struct.pack("!i", os.waitpid(child, 0)[1]))
+            child, channel = fork()
         else:
             os._exit(0)
 

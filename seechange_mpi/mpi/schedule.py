@@ -2,7 +2,7 @@
 
 Exposures are worked on in the order of their claims, within an exposure the section that is predicted to take longest
 comes first, and a process that would be idle begins the next exposure. When the end is in sight (no further exposure
-will come), sections that would otherwise end last are put first, whatever exposure they belong to.
+will come), the longest of all comes first, whatever exposure it belongs to (Graham 1969, SIAM J. Appl. Math. 17, 416).
 """
 
 from __future__ import annotations
@@ -77,28 +77,20 @@ class Schedule:
         Parameters
         ----------
         closing : bool
-            No further exposure will come.
+            No further exposure will come, and there is time for everything: the longest section of all is next.
         limit_s : float, optional
             Only a section that is predicted to take at most this long.
         """
         assert slot not in self.running, f"slot {slot} is at work already"
-        job = self._take_within(limit_s) if limit_s is not None else self._take(now, closing)
+        job = self._take_within(limit_s) if limit_s is not None else self._take(closing)
         if job is not None:
             self.running[slot] = _Running(job, now)
         return job
 
-    def _take(self, now: float, closing: bool) -> Job | None:
+    def _take(self, closing: bool) -> Job | None:
         if not self._waiting:
             return None
-        order = min(self._waiting)
-        if closing and len(self._waiting) > 1:
-            # the section that, begun one turn later, would end after everything else
-            longest = min(self._waiting, key=lambda k: (self._waiting[k][0][0], k))
-            need = -self._waiting[longest][0][0]
-            turn = self._waiting_s / max(1, self._n_waiting)
-            if need + turn > self.makespan_s(now):
-                order = longest
-        return self._pop(order)
+        return self._pop(min(self._waiting, key=lambda k: (self._waiting[k][0][0] if closing else 0.0, k)))
 
     def _pop(self, order: int) -> Job:
         heap = self._waiting[order]

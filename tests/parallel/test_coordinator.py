@@ -75,7 +75,7 @@ def test_claims_preparation_and_commits_run_beside_the_sections():
 
 @pytest.mark.parametrize("workers", [3, 4, 8, 12])
 def test_makespan_is_that_of_longest_first_on_the_true_durations(workers):
-    """6 exposures of 8 sections whose length varies by 4, predicted to 5 %: within 5 %, in the mean within 3.5 %."""
+    """6 exposures of 8 sections whose length varies by 4, predicted to 5 %: within 4 %, in the mean within 2.5 %."""
     ratios = []
     for seed in range(6):
         exposures = sleepy_exposures(6, 8, 10.0, seed)
@@ -84,8 +84,8 @@ def test_makespan_is_that_of_longest_first_on_the_true_durations(workers):
         assert made.stages.finished == [e.identifier for e in exposures]
         true = [d for e in exposures for d in e.durations.values()]
         ratios.append((when.now - 1000.0) / longest_first(true, workers))
-    assert max(ratios) <= 1.05, ratios
-    assert sum(ratios) / len(ratios) <= 1.035
+    assert max(ratios) <= 1.04, ratios
+    assert sum(ratios) / len(ratios) <= 1.025
 
 
 def test_exposures_that_are_complete_already_do_not_pile_up():

@@ -105,12 +105,12 @@ def test_every_section_is_begun_once(exposures, slots, ahead):
 
 @pytest.mark.parametrize("slots", [3, 4, 8, 12])
 def test_makespan_is_close_to_longest_first_over_everything(slots):
-    """40 sections of unequal length, predicted to 10 %: mean within 3 %, 19 of 20 within 7 % of longest-first."""
+    """40 sections of unequal length, predicted to 10 %: mean within 2.5 %, 19 of 20 within 5 % of longest-first."""
     rng = random.Random(slots)
     ratios = []
     for seed in range(200):
         exposures = [[rng.uniform(0.5, 2.0) for _ in range(8)] for _ in range(5)]
-        ratios.append(simulate(exposures, slots, 2 * slots, noise=0.1, seed=seed)[0] / longest_first(exposures, slots))
+        ratios.append(simulate(exposures, slots, 3 * slots, noise=0.1, seed=seed)[0] / longest_first(exposures, slots))
     ratios.sort()
-    assert sum(ratios) / len(ratios) < 1.03
-    assert ratios[189] < 1.07
+    assert sum(ratios) / len(ratios) < 1.025
+    assert ratios[189] < 1.05
