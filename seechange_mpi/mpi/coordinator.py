@@ -28,7 +28,7 @@ from seechange_mpi.pipeline.section import FINALIZE
 
 _ROUNDS_AHEAD = 3.0
 """Sections are kept waiting for this many rounds of all processes: the end is in sight early enough to be packed well
-(300 simulated runs of 6 exposures of 8 sections on 12 processes: worst makespan 1.034 of longest-first; 1.08 with 2)."""
+(in 300 simulated runs of 6 exposures of 8 sections on 12 processes at worst 1.034 of longest-first; with two 1.08)."""
 _SPARE_OPEN = 8
 """Exposures in hand beyond those: complete ones that wait for their commit."""
 _LONGEST_PAUSE_S = 0.003
