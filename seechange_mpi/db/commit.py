@@ -12,6 +12,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 
+from seechange_mpi.db.blocks import concatenate, write_block
 from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.linking import link, lock_sky
 from seechange_mpi.db.provenance import store_provenances
@@ -103,17 +104,18 @@ def commit_bundle(
                 _refuse(info.exposure.identifier, differing)
             result.unchanged = not new
             _lock_and_delete(conn, exposure_id, new, old_subs, radius_arcsec)
+            lacking = _without_measurements(conn, new)
             for table, n in write_products(conn, new, differing).items():
                 result.count(table, n)
             result.seconds["products"] = time.perf_counter() - clock
             clock = time.perf_counter()
             measuring = [p.id for p in info.provenances if p.process == "measuring"]
-            _link_measurements(conn, exposure_id, measuring, new, radius_arcsec, max_new_objects, result)
+            _link_measurements(conn, exposure_id, measuring, lacking, radius_arcsec, max_new_objects, result)
             result.seconds["linking"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            for table in ("deepscore_sets", "deepscores"):
-                rows = [r for p in new for r in p.scores.get(table, ())]
-                result.count(table, insert_rows(conn, table, rows))
+            result.count("deepscore_sets", insert_rows(conn, "deepscore_sets", [r for p in new for r in p.score_sets]))
+            scores = concatenate([b for p in new for b in p.scores])
+            result.count("deepscores", write_block(conn, "deepscores", scores))
             _store_reports(conn, exposure_id, [(report_row(info, s), s.provenance_ids) for s in sections])
             sets = [_product_set(info.exposure.identifier, p) for p in new]
             insert_rows(conn, "product_sets", sets, update=True)
@@ -182,14 +184,21 @@ def _lock_and_delete(
     conn: Connection, exposure_id: UUID, new: list[PartRows], old_subs: list[UUID], radius_arcsec: float
 ) -> None:
     """Take all sky locks at once (of what comes and of what goes), then delete what goes."""
-    rows = [m for p in new for m in p.measurements]
+    blocks = [p.measurements for p in new if p.measurements is not None]
     lost, ra, dec = objects_of(conn, old_subs)
-    ra = np.concatenate([ra, [m["ra"] for m in rows]])
-    dec = np.concatenate([dec, [m["dec"] for m in rows]])
+    ra = np.concatenate([ra, *(b.array("ra") for b in blocks)])
+    dec = np.concatenate([dec, *(b.array("dec") for b in blocks)])
     if len(ra):
         lock_sky(conn, ra, dec, radius_arcsec)
     if old_subs:
         delete_subs(conn, exposure_id, old_subs, lost)
+
+
+def _without_measurements(conn: Connection, parts: list[PartRows]) -> list[PartRows]:
+    """Return the parts whose set of measurements the database does not have; it has all of a set or nothing."""
+    wanted = {p.rows["measurement_sets"][0]["_id"]: p for p in parts if p.measurements is not None}
+    known = {r[0] for r in conn.execute("SELECT _id FROM measurement_sets WHERE _id = ANY(%s)", (list(wanted),))}
+    return [p for i, p in wanted.items() if i not in known]
 
 
 def _link_measurements(
@@ -197,32 +206,28 @@ def _link_measurements(
     max_new: int, result: CommitResult,
 ) -> None:
     """Link the measurements of all sections together, then insert objects and measurements."""
-    pairs = [(p.section_id, m) for p in parts for m in p.measurements]
-    known = {
-        r[0]
-        for r in conn.execute("SELECT _id FROM measurements WHERE _id = ANY(%s)", ([m["_id"] for _, m in pairs],))
-    }
-    pairs = [(s, m) for s, m in pairs if m["_id"] not in known]
-    if not pairs:
+    blocks = [(p.section_id, p.measurements) for p in parts if p.measurements is not None and p.measurements.n]
+    if not blocks:
         return
-    section, rows = [s for s, _ in pairs], [m for _, m in pairs]
-    ra, dec = np.array([m["ra"] for m in rows]), np.array([m["dec"] for m in rows])
-    good = np.array([not m["is_bad"] for m in rows])
+    section = np.repeat(np.arange(len(blocks)), [b.n for _, b in blocks])
+    rows = concatenate([b for _, b in blocks])
     taken = objects_taken(conn, exposure_id, measuring)
-    links = link(conn, [m["_id"] for m in rows], ra, dec, good, radius_arcsec, taken)
-    if len(links.new_objects) > max_new:
+    links = link(conn, rows.array("_id"), rows.array("ra"), rows.array("dec"), ~rows.array("is_bad"), radius_arcsec,
+                 taken)
+    if links.new_objects.n > max_new:
         raise RefusedCommit(
-            f"{len(links.new_objects)} new objects in one exposure (limit {max_new}, "
+            f"{links.new_objects.n} new objects in one exposure (limit {max_new}, "
             "objects.max_new_per_exposure): the subtraction is suspect; nothing was written"
         )
-    result.count("objects", insert_rows(conn, "objects", links.new_objects))
-    for m, object_id in zip(rows, links.object_ids, strict=True):
-        m["object_id"] = object_id
-    result.count("measurements", insert_rows(conn, "measurements", rows))
-    for name, object_id, is_new in zip(section, links.object_ids, links.is_new, strict=True):
-        if object_id is not None:
-            counts = result.new_objects if is_new else result.linked
-            counts[name] = counts.get(name, 0) + 1
+    result.count("objects", write_block(conn, "objects", links.new_objects))
+    rows.columns["object_id"], rows.nulls["object_id"] = links.object_ids, links.without
+    result.count("measurements", write_block(conn, "measurements", rows, fresh=True))
+    old = ~links.without & ~links.is_new
+    for k, (name, _) in enumerate(blocks):
+        for counts, which in ((result.new_objects, links.is_new), (result.linked, old)):
+            n = int(np.count_nonzero(which & (section == k)))
+            if n:
+                counts[name] = n
 
 
 def _store_reports(conn: Connection, exposure_id: UUID, reports: list[tuple[dict[str, Any], dict[str, str]]]) -> None:

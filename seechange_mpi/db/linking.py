@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
+from psycopg import sql
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from seechange_mpi.model.ids import stable_id
+from seechange_mpi.db.blocks import Block, id_array, ids_of, read_columns, uuids, write_block
 
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
@@ -23,6 +24,8 @@ ORDER = 16
 """HEALPix order (nested) of the sky index of tables: pixels of 3.2 arcsec."""
 _LOCK_ORDER = 7
 _LOCK_SPACE = 0x5EE
+_SAME_PLACE_ARCSEC = 0.05
+"""Beyond this two positions have different names."""
 
 
 @dataclass(slots=True)
@@ -31,14 +34,16 @@ class Links:
 
     Attributes
     ----------
-    object_ids : one per measurement; None = a bad measurement near no object.
-    new_objects : rows to insert.
+    object_ids : (n,) V16, one per measurement.
+    without : (n,) bool, the measurement has no object: a bad one near none.
     is_new : (n,) bool, the measurement founded its object.
+    new_objects : rows to insert.
     """
 
-    object_ids: list[UUID | None]
-    new_objects: list[dict[str, object]]
+    object_ids: npt.NDArray[np.void]
+    without: npt.NDArray[np.bool_]
     is_new: npt.NDArray[np.bool_]
+    new_objects: Block
 
 
 def healpix(ra: npt.ArrayLike, dec: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -75,6 +80,11 @@ def assign(first: F64, second: F64, radius_arcsec: float) -> npt.NDArray[np.int6
         return out
     i, j, d2 = pairs.row, pairs.col, pairs.data**2
     n, m = len(first), len(second)
+    alone = (np.bincount(i, minlength=n)[i] == 1) & (np.bincount(j, minlength=m)[j] == 1)
+    out[i[alone]] = j[alone]
+    i, j, d2 = i[~alone], j[~alone], d2[~alone]
+    if len(i) == 0:
+        return out
     graph = coo_matrix((np.ones(len(i)), (i, j + n)), shape=(n + m, n + m))
     _, label = connected_components(graph, directed=False)
     order = np.argsort(label[i], kind="stable")
@@ -91,69 +101,79 @@ def assign(first: F64, second: F64, radius_arcsec: float) -> npt.NDArray[np.int6
     return out
 
 
+def cells_near(vectors: F64, radius_arcsec: float, order: int) -> npt.NDArray[np.int64]:
+    """Return all cells (nested, sorted) that lie within a radius of any of some unit vectors.
+
+    Cells must be at least six times as large as the radius. A cell that reaches into the circle holds its centre or one
+    of 16 points on the circle of twice the radius: seen from a corner within the circle, its angle (45 deg at least)
+    spans more of that circle than lies between two of them.
+    """
+    import hpgeom
+
+    if len(vectors) == 0:
+        return np.zeros(0, np.int64)
+    pole = np.where(np.abs(vectors[:, 2:]) < 0.9, [[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]])
+    east = np.cross(pole, vectors)
+    east /= np.linalg.norm(east, axis=1, keepdims=True)
+    north = np.cross(vectors, east)
+    reach = np.deg2rad(2 * radius_arcsec / 3600)
+    found = [hpgeom.vector_to_pixel(1 << order, *vectors.T, nest=True)]
+    for angle in np.arange(16) * np.pi / 8:
+        around = np.cos(reach) * vectors + np.sin(reach) * (np.cos(angle) * east + np.sin(angle) * north)
+        found.append(hpgeom.vector_to_pixel(1 << order, *around.T, nest=True))
+    return np.unique(np.concatenate(found)).astype(np.int64)
+
+
+def _order_for(radius_arcsec: float) -> int:
+    """Finest order whose cells are at least six times as large as the radius, the order of the index at most."""
+    return min(ORDER, int(np.floor(np.log2(58.6 * 3600 / (6 * radius_arcsec)))))
+
+
 def lock_sky(conn: Connection, ra: F64, dec: F64, radius_arcsec: float) -> int:
     """Take transaction locks on the coarse sky cells that the positions, grown by the radius, touch.
 
     Cells are locked in ascending order, so that concurrent commits cannot deadlock; commits elsewhere on the
     sky never wait. Returns the number of cells.
     """
-    import hpgeom
-
-    cells: set[int] = set()
-    for pixel_ra, pixel_dec in zip(*_coarse(ra, dec), strict=True):
-        cells.update(
-            int(c)
-            for c in hpgeom.query_circle(
-                1 << _LOCK_ORDER,
-                float(pixel_ra),
-                float(pixel_dec),
-                radius_arcsec / 3600 + 0.01,
-                inclusive=True,
-                nest=True,
-            )
-        )
+    cells = cells_near(unit_vectors(ra, dec), radius_arcsec, min(_LOCK_ORDER, _order_for(radius_arcsec)))
     conn.execute(
         "SELECT pg_advisory_xact_lock(%s, c) FROM unnest(%s::int[]) WITH ORDINALITY AS t(c, n) ORDER BY n",
-        (_LOCK_SPACE, sorted(cells)),
+        (_LOCK_SPACE, cells.tolist()),
     )
     return len(cells)
 
 
-def _coarse(ra: F64, dec: F64) -> tuple[F64, F64]:
-    """Positions thinned to one per 13 arcsec pixel (order 14); the locks' margin of 36 arcsec covers the rest."""
-    import hpgeom
-
-    pixels = np.unique(hpgeom.angle_to_pixel(1 << 14, ra, dec, nest=True, lonlat=True, degrees=True))
-    lon, lat = hpgeom.pixel_to_angle(1 << 14, pixels, nest=True, lonlat=True, degrees=True)
-    return np.asarray(lon), np.asarray(lat)
-
-
 @dataclass(frozen=True, slots=True)
 class Nearby:
-    """Objects near some positions: ids, unit vectors (n, 3), names."""
+    """Objects near some positions: ids (V16) and unit vectors (n, 3), in the order of the ids."""
 
-    ids: list[UUID]
+    ids: npt.NDArray[np.void]
     vectors: F64
-    names: frozenset[str]
 
 
 def nearby_objects(conn: Connection, ra: F64, dec: F64, radius_arcsec: float) -> Nearby:
-    """Return all objects that may lie within the radius of a position."""
-    import hpgeom
+    """Return all objects that may lie within the radius of a position; each once.
 
-    pixels: set[int] = set()
-    for a, d in zip(ra, dec, strict=True):
-        pixels.update(
-            int(p)
-            for p in hpgeom.query_circle(
-                1 << ORDER, float(a), float(d), radius_arcsec / 3600, inclusive=True, nest=True
-            )
-        )
-    rows: list[Any] = conn.execute(
-        "SELECT _id, ra, dec, name FROM objects WHERE healpix = ANY(%s) AND NOT is_test ORDER BY _id", (sorted(pixels),)
-    ).fetchall()
-    vectors = unit_vectors([r[1] for r in rows], [r[2] for r in rows])
-    return Nearby([r[0] for r in rows], vectors, frozenset(r[3] for r in rows))
+    One index scan for each range of the sky index: the cost follows the positions, not the size of the table.
+    """
+    order = _order_for(radius_arcsec)
+    cells = cells_near(unit_vectors(ra, dec), radius_arcsec, order)
+    begins = np.flatnonzero(np.diff(cells, prepend=-2) != 1)
+    ends = np.append(begins[1:], len(cells)) - 1
+    shift = 2 * (ORDER - order)
+    conn.execute("CREATE TEMPORARY TABLE IF NOT EXISTS sky_ranges (low int8, high int8) ON COMMIT DROP")
+    conn.execute("TRUNCATE sky_ranges")
+    write_block(conn, "sky_ranges", Block(len(begins), {"low": cells[begins] << shift,
+                                                        "high": ((cells[ends] + 1) << shift) - 1}), fresh=True)
+    conn.execute("SET LOCAL enable_seqscan = off")
+    conn.execute("SET LOCAL enable_bitmapscan = off")
+    rows = read_columns(conn, sql.SQL("SELECT o._id, o.ra, o.dec FROM sky_ranges r JOIN objects o "
+                                      "ON o.healpix BETWEEN r.low AND r.high WHERE NOT o.is_test"),
+                        [("_id", "V16"), ("ra", "f8"), ("dec", "f8")])
+    conn.execute("SET LOCAL enable_seqscan = DEFAULT")
+    conn.execute("SET LOCAL enable_bitmapscan = DEFAULT")
+    rows = rows[np.argsort(rows["_id"].view("S16"), kind="stable")]
+    return Nearby(rows["_id"], unit_vectors(rows["ra"], rows["dec"]))
 
 
 def object_name(ra_deg: float, dec_deg: float) -> str:
@@ -166,20 +186,32 @@ def object_name(ra_deg: float, dec_deg: float) -> str:
     )
 
 
-def _free_name(ra_deg: float, dec_deg: float, used: set[str]) -> str:
-    """Name of a position; a number is added where sections overlap and two objects have one position."""
-    name = base = object_name(ra_deg, dec_deg)
-    n = 1
-    while name in used:
-        n += 1
-        name = f"{base}-{n}"
-    used.add(name)
-    return name
+def _free_names(conn: Connection, ra: F64, dec: F64, known: Nearby) -> list[str]:
+    """Names of positions; a number is added where sections overlap and two objects have one position."""
+    positions = unit_vectors(ra, dec)
+    used: set[str] = set()
+    if len(known.ids) and len(positions):
+        # only an object at the very place can have the name
+        found = cKDTree(known.vectors).query_ball_point(positions, np.deg2rad(_SAME_PLACE_ARCSEC / 3600))
+        same = np.unique(np.concatenate([np.asarray(f, np.intp) for f in found]))
+        if len(same):
+            used = {str(r[0]) for r in conn.execute("SELECT name FROM objects WHERE _id = ANY(%s)",
+                                                    (uuids(known.ids[same]),))}
+    out = []
+    for a, d in zip(ra.tolist(), dec.tolist(), strict=True):
+        name = base = object_name(a, d)
+        n = 1
+        while name in used:
+            n += 1
+            name = f"{base}-{n}"
+        used.add(name)
+        out.append(name)
+    return out
 
 
 def link(
     conn: Connection,
-    ids: list[UUID],
+    ids: npt.NDArray[np.void],
     ra: F64,
     dec: F64,
     good: npt.NDArray[np.bool_],
@@ -194,37 +226,28 @@ def link(
 
     Parameters
     ----------
+    ids : (n,) V16, of the measurements.
     taken : objects that other measurements of the same exposure have already.
     """
-    object_ids: list[UUID | None] = [None] * len(ids)
-    is_new = np.zeros(len(ids), bool)
-    new: list[dict[str, object]] = []
-    if not ids:
-        return Links(object_ids, new, is_new)
+    n = len(ids)
+    object_ids = np.zeros(n, "V16")
+    without = np.ones(n, bool)
     known = nearby_objects(conn, ra, dec, radius_arcsec)
     positions = unit_vectors(ra, dec)
-    free = np.array([i not in taken for i in known.ids], bool)
+    free = ~np.isin(known.ids.view("S16"), id_array(list(taken)).view("S16"))
     for chosen in (np.flatnonzero(good), np.flatnonzero(~good)):
         left = np.flatnonzero(free)
         found = assign(positions[chosen], known.vectors[left], radius_arcsec)
-        for k, f in zip(chosen, found, strict=True):
-            if f >= 0:
-                object_ids[k] = known.ids[left[f]]
-                free[left[f]] = False
-    names = set(known.names)
-    for k in np.flatnonzero(good):
-        if object_ids[k] is None:
-            name = _free_name(float(ra[k]), float(dec[k]), names)
-            # with the name (the place), so that a replaced measurement elsewhere cannot meet its predecessor's object
-            object_id = stable_id("object", ids[k], name)
-            object_ids[k], is_new[k] = object_id, True
-            new.append(
-                {
-                    "_id": object_id,
-                    "name": name,
-                    "ra": float(ra[k]),
-                    "dec": float(dec[k]),
-                    "healpix": int(healpix(ra[k], dec[k])),
-                }
-            )
-    return Links(object_ids, new, is_new)
+        hit = found >= 0
+        object_ids[chosen[hit]] = known.ids[left[found[hit]]]
+        without[chosen[hit]] = False
+        free[left[found[hit]]] = False
+    is_new = good & without
+    new = np.flatnonzero(is_new)
+    names = _free_names(conn, ra[new], dec[new], known)
+    # with the name (the place), so that a replaced measurement elsewhere cannot meet its predecessor's object
+    object_ids[new] = ids_of("object", numbers=[f"{i}|{name}" for i, name in zip(uuids(ids[new]), names, strict=True)])
+    without[new] = False
+    rows = Block(len(new), {"_id": object_ids[new], "name": np.array([x.encode() for x in names], "S"), "ra": ra[new],
+                            "dec": dec[new], "healpix": healpix(ra[new], dec[new])})
+    return Links(object_ids, without, is_new, rows)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import numpy as np
 
+from seechange_mpi.db.blocks import Block, ids_of
 from seechange_mpi.db.linking import healpix
 from seechange_mpi.io.bundle import BundleInfo
 from seechange_mpi.model.flags import PRODUCT_BITS, STEP_BITS
@@ -49,8 +50,9 @@ class PartRows:
     provenance_id: str
     content_hash: str
     rows: Rows = field(default_factory=dict)
-    measurements: list[dict[str, Any]] = field(default_factory=list)
-    scores: Rows = field(default_factory=dict)
+    measurements: Block | None = None
+    score_sets: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[Block] = field(default_factory=list)
 
     def add(self, table: str, **values: Any) -> None:
         """Append a row."""
@@ -274,51 +276,35 @@ def sub_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
     )
     upstream = badness(p.measurements)
     part.measurements = _measurement_rows(ids["measurements"], p.measurements.table, upstream)
-    bits = dict(zip(p.measurements.table["index_in_sources"], p.measurements.table["bitflag"], strict=True))
     for scores in p.scores:
         set_id = stable_id("scores", ids["measurements"], scores.algorithm, prov["scoring"])
-        part.scores.setdefault("deepscore_sets", []).append(
-            {
-                "_id": set_id,
-                "measurementset_id": ids["measurements"],
-                "provenance_id": prov["scoring"],
-                "algorithm": scores.algorithm,
-                "_upstream_bitflag": upstream,
-            }
-        )
-        part.scores.setdefault("deepscores", []).extend(
-            {
-                "_id": stable_id("score", set_id, int(r["index_in_sources"])),
-                "deepscoreset_id": set_id,
-                "index_in_sources": int(r["index_in_sources"]),
-                "score": float(r["score"]),
-                "_upstream_bitflag": upstream | int(bits.get(r["index_in_sources"], 0)),
-            }
-            for r in scores.table
-        )
+        part.score_sets.append({"_id": set_id, "measurementset_id": ids["measurements"],
+                                "provenance_id": prov["scoring"], "algorithm": scores.algorithm,
+                                "_upstream_bitflag": upstream})
+        part.scores.append(_score_rows(set_id, scores.table, p.measurements.table, upstream))
     return part
 
 
-def _measurement_rows(set_id: UUID, table: np.ndarray, upstream: int) -> list[dict[str, Any]]:
-    pixels = healpix(table["ra"], table["dec"]) if len(table) else np.zeros(0, np.int64)
-    rows = []
-    for k, r in enumerate(table):
-        row: dict[str, Any] = {
-            "_id": stable_id("measurement", set_id, int(r["index_in_sources"])),
-            "measurementset_id": set_id,
-            "healpix": int(pixels[k]),
-            "_upstream_bitflag": upstream,
-        }
-        for c in MEASUREMENTS:
-            value = r[c.name]
-            if isinstance(value, np.ndarray):
-                row[c.name] = [float(v) for v in value]
-            elif isinstance(value, bytes):
-                row[c.name] = value.decode()
-            else:
-                row["_bitflag" if c.name == "bitflag" else c.name] = value.item()
-        rows.append(row)
-    return rows
+def _measurement_rows(set_id: UUID, table: np.ndarray, upstream: int) -> Block:
+    n = len(table)
+    columns: dict[str, Any] = {"_id": ids_of("measurement", set_id, numbers=table["index_in_sources"].tolist()),
+                               "measurementset_id": set_id, "_upstream_bitflag": upstream,
+                               "healpix": healpix(table["ra"], table["dec"]) if n else np.zeros(0, np.int64)}
+    columns |= {"_bitflag" if c.name == "bitflag" else c.name: table[c.name] for c in MEASUREMENTS}
+    return Block(n, columns)
+
+
+def _score_rows(set_id: UUID, table: np.ndarray, measurements: np.ndarray, upstream: int) -> Block:
+    index = table["index_in_sources"]
+    order = np.argsort(measurements["index_in_sources"])
+    at = np.searchsorted(measurements["index_in_sources"], index, sorter=order)
+    found = np.zeros(len(index), np.int64)
+    inside = at < len(order)
+    rows = measurements[order[at[inside]]]
+    found[inside] = np.where(rows["index_in_sources"] == index[inside], rows["bitflag"], 0)
+    return Block(len(index), {"_id": ids_of("score", set_id, numbers=index.tolist()), "deepscoreset_id": set_id,
+                              "index_in_sources": index, "score": table["score"],
+                              "_upstream_bitflag": found | upstream})
 
 
 def report_row(info: BundleInfo, s: StoredSection) -> dict[str, Any]:
