@@ -69,13 +69,10 @@ def concatenate(blocks: Sequence[Block]) -> Block:
 
 def ids_of(*parts: object, numbers: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[np.void]:
     """Return ``stable_id(*parts, number)`` of every number, as (n,) ``V16``."""
-    start = hashlib.sha1(NAMESPACE.bytes + "".join(f"{p}|" for p in parts).encode(), usedforsecurity=False)
-    digests = bytearray()
-    for number in numbers:
-        h = start.copy()
-        h.update(str(number).encode())
-        digests += h.digest()[:16]
-    raw = np.frombuffer(digests, np.uint8).reshape(-1, 16).copy()
+    start = NAMESPACE.bytes + "".join(f"{p}|" for p in parts).encode()
+    texts = [str(n).encode() for n in numbers]
+    digests = b"".join([hashlib.sha1(start + t, usedforsecurity=False).digest() for t in texts])
+    raw = np.frombuffer(digests, np.uint8).reshape(-1, 20)[:, :16].copy()
     raw[:, 6] = raw[:, 6] & 0x0F | 0x50
     raw[:, 8] = raw[:, 8] & 0x3F | 0x80
     return raw.view("V16").reshape(-1)
@@ -89,6 +86,13 @@ def id_array(ids: Sequence[UUID]) -> npt.NDArray[np.void]:
 def uuids(ids: npt.NDArray[np.void]) -> list[UUID]:
     """Return ids as objects."""
     return [UUID(bytes=bytes(i)) for i in ids]
+
+
+def id_texts(ids: npt.NDArray[np.void]) -> list[str]:
+    """Return ids as they are printed."""
+    h = ids.tobytes().hex()
+    return [f"{h[k:k + 8]}-{h[k + 8:k + 12]}-{h[k + 12:k + 16]}-{h[k + 16:k + 20]}-{h[k + 20:k + 32]}"
+            for k in range(0, len(h), 32)]
 
 
 def _full(value: Column, n: int) -> npt.NDArray[Any]:
@@ -218,21 +222,21 @@ def _reals(array: npt.NDArray[Any]) -> npt.NDArray[np.void]:
     return out.view(f"V{out.dtype.itemsize}").reshape(-1)
 
 
-def read_columns(conn: Connection, query: sql.Composable, dtype: Sequence[tuple[str, str]],
-                 parameters: Mapping[str, object] | None = None) -> npt.NDArray[Any]:
-    """Return the rows of a query whose columns are never NULL and of fixed size, as one structured array.
+_SEND = {"V16": "uuid_send", "f8": "float8send", "i8": "int8send"}
+
+
+def read_columns(conn: Connection, source: sql.Composable, dtype: Mapping[str, tuple[str, str]]) -> npt.NDArray[Any]:
+    """Return columns that are never NULL as one structured array; the server packs them into one value.
 
     Parameters
     ----------
-    dtype : name and numpy type of every column (``V16`` for ids), as PostgreSQL has them.
+    source : what follows SELECT and the columns.
+    dtype : name -> expression in SQL, and ``V16`` (uuid), ``f8`` or ``i8`` as the database has it.
     """
-    fields: list[tuple[str, str]] = [("fields", ">i2")]
-    for name, kind in dtype:
-        fields += [(f"{name}:length", ">i4"), (name, np.dtype(kind).newbyteorder(">").str)]
-    with conn.cursor().copy(sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(query), parameters) as copy:
-        data = b"".join(bytes(piece) for piece in copy)
-    raw = np.frombuffer(data, np.dtype(fields), count=(len(data) - 21) // np.dtype(fields).itemsize, offset=19)
-    out = np.empty(len(raw), np.dtype([(n, k) for n, k in dtype]))
-    for name, _ in dtype:
-        out[name] = raw[name]
-    return out
+    packed = sql.SQL(" || ").join(sql.SQL("{}({})").format(sql.SQL(_SEND[kind]), sql.SQL(expression))  # type: ignore[arg-type]
+                                  for expression, kind in dtype.values())
+    row: Any = conn.cursor(binary=True).execute(
+        sql.SQL("SELECT string_agg({}, ''::bytea) {}").format(packed, source)).fetchone()
+    big = [(name, kind if kind[0] == "V" else f">{kind}") for name, (_, kind) in dtype.items()]
+    native = [(name, kind) for name, (_, kind) in dtype.items()]
+    return np.frombuffer(row[0] or b"", big).astype(native)

@@ -14,7 +14,7 @@ import psycopg
 
 from seechange_mpi.db.blocks import concatenate, write_block
 from seechange_mpi.db.bulk import insert_rows
-from seechange_mpi.db.linking import link, lock_sky
+from seechange_mpi.db.linking import Patch, link, lock_sky
 from seechange_mpi.db.provenance import store_provenances
 from seechange_mpi.db.replace import compare_parts, delete_subs, objects_of, objects_taken, write_products
 from seechange_mpi.db.rows import PartRows, exposure_row, image_part, report_row, sub_part
@@ -103,19 +103,17 @@ def commit_bundle(
             if differing and not replace:
                 _refuse(info.exposure.identifier, differing)
             result.unchanged = not new
-            _lock_and_delete(conn, exposure_id, new, old_subs, radius_arcsec)
+            patch = _lock_and_delete(conn, exposure_id, new, old_subs, radius_arcsec)
             lacking = _without_measurements(conn, new)
             for table, n in write_products(conn, new, differing).items():
                 result.count(table, n)
             result.seconds["products"] = time.perf_counter() - clock
             clock = time.perf_counter()
             measuring = [p.id for p in info.provenances if p.process == "measuring"]
-            _link_measurements(conn, exposure_id, measuring, lacking, radius_arcsec, max_new_objects, result)
+            _link_measurements(conn, exposure_id, measuring, lacking, (radius_arcsec, patch), max_new_objects, result)
             result.seconds["linking"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            result.count("deepscore_sets", insert_rows(conn, "deepscore_sets", [r for p in new for r in p.score_sets]))
-            scores = concatenate([b for p in new for b in p.scores])
-            result.count("deepscores", write_block(conn, "deepscores", scores))
+            _store_scores(conn, new, result)
             _store_reports(conn, exposure_id, [(report_row(info, s), s.provenance_ids) for s in sections])
             sets = [_product_set(info.exposure.identifier, p) for p in new]
             insert_rows(conn, "product_sets", sets, update=True)
@@ -182,16 +180,17 @@ def _product_set(identifier: str, part: PartRows) -> dict[str, Any]:
 
 def _lock_and_delete(
     conn: Connection, exposure_id: UUID, new: list[PartRows], old_subs: list[UUID], radius_arcsec: float
-) -> None:
-    """Take all sky locks at once (of what comes and of what goes), then delete what goes."""
+) -> Patch:
+    """Take all sky locks at once (of what comes and of what goes), then delete what goes; return the sky locked."""
     blocks = [p.measurements for p in new if p.measurements is not None]
     lost, ra, dec = objects_of(conn, old_subs)
     ra = np.concatenate([ra, *(b.array("ra") for b in blocks)])
     dec = np.concatenate([dec, *(b.array("dec") for b in blocks)])
-    if len(ra):
-        lock_sky(conn, ra, dec, radius_arcsec)
+    patch = Patch.around(ra, dec, radius_arcsec)
+    lock_sky(conn, patch)
     if old_subs:
         delete_subs(conn, exposure_id, old_subs, lost)
+    return patch
 
 
 def _without_measurements(conn: Connection, parts: list[PartRows]) -> list[PartRows]:
@@ -202,7 +201,7 @@ def _without_measurements(conn: Connection, parts: list[PartRows]) -> list[PartR
 
 
 def _link_measurements(
-    conn: Connection, exposure_id: UUID, measuring: list[str], parts: list[PartRows], radius_arcsec: float,
+    conn: Connection, exposure_id: UUID, measuring: list[str], parts: list[PartRows], within: tuple[float, Patch],
     max_new: int, result: CommitResult,
 ) -> None:
     """Link the measurements of all sections together, then insert objects and measurements."""
@@ -212,8 +211,7 @@ def _link_measurements(
     section = np.repeat(np.arange(len(blocks)), [b.n for _, b in blocks])
     rows = concatenate([b for _, b in blocks])
     taken = objects_taken(conn, exposure_id, measuring)
-    links = link(conn, rows.array("_id"), rows.array("ra"), rows.array("dec"), ~rows.array("is_bad"), radius_arcsec,
-                 taken)
+    links = link(conn, rows.array("_id"), rows.array("ra"), rows.array("dec"), ~rows.array("is_bad"), *within, taken)
     if links.new_objects.n > max_new:
         raise RefusedCommit(
             f"{links.new_objects.n} new objects in one exposure (limit {max_new}, "
@@ -228,6 +226,15 @@ def _link_measurements(
             n = int(np.count_nonzero(which & (section == k)))
             if n:
                 counts[name] = n
+
+
+def _store_scores(conn: Connection, parts: list[PartRows], result: CommitResult) -> None:
+    """Insert sets of scores with their rows; the database has all of a set or nothing."""
+    wanted = [r["_id"] for p in parts for r in p.score_sets]
+    known = {r[0] for r in conn.execute("SELECT _id FROM deepscore_sets WHERE _id = ANY(%s)", (wanted,))}
+    new = [(r, b) for p in parts for r, b in zip(p.score_sets, p.scores, strict=True) if r["_id"] not in known]
+    result.count("deepscore_sets", insert_rows(conn, "deepscore_sets", [r for r, _ in new]))
+    result.count("deepscores", write_block(conn, "deepscores", concatenate([b for _, b in new]), fresh=True))
 
 
 def _store_reports(conn: Connection, exposure_id: UUID, reports: list[tuple[dict[str, Any], dict[str, str]]]) -> None:

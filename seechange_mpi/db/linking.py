@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from seechange_mpi.db.blocks import Block, id_array, ids_of, read_columns, uuids, write_block
+from seechange_mpi.db.blocks import Block, id_array, id_texts, ids_of, read_columns, uuids, write_block
 
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
@@ -121,7 +121,13 @@ def cells_near(vectors: F64, radius_arcsec: float, order: int) -> npt.NDArray[np
     for angle in np.arange(16) * np.pi / 8:
         around = np.cos(reach) * vectors + np.sin(reach) * (np.cos(angle) * east + np.sin(angle) * north)
         found.append(hpgeom.vector_to_pixel(1 << order, *around.T, nest=True))
-    return np.unique(np.concatenate(found)).astype(np.int64)
+    return _unique(np.concatenate(found))
+
+
+def _unique(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Sorted, each once; several times faster than `numpy.unique` of version 2.3."""
+    ordered = np.sort(np.asarray(numbers, np.int64))
+    return np.asarray(ordered[np.diff(ordered, prepend=-1) != 0])
 
 
 def _order_for(radius_arcsec: float) -> int:
@@ -129,13 +135,27 @@ def _order_for(radius_arcsec: float) -> int:
     return min(ORDER, int(np.floor(np.log2(58.6 * 3600 / (6 * radius_arcsec)))))
 
 
-def lock_sky(conn: Connection, ra: F64, dec: F64, radius_arcsec: float) -> int:
-    """Take transaction locks on the coarse sky cells that the positions, grown by the radius, touch.
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """The sky within a radius of some positions, as sorted cells of one order."""
+
+    cells: npt.NDArray[np.int64]
+    order: int
+
+    @classmethod
+    def around(cls, ra: F64, dec: F64, radius_arcsec: float) -> Patch:
+        """Cover positions [deg]."""
+        order = _order_for(radius_arcsec)
+        return cls(cells_near(unit_vectors(ra, dec), radius_arcsec, order), order)
+
+
+def lock_sky(conn: Connection, patch: Patch) -> int:
+    """Take transaction locks on the coarse sky cells that a patch touches.
 
     Cells are locked in ascending order, so that concurrent commits cannot deadlock; commits elsewhere on the
     sky never wait. Returns the number of cells.
     """
-    cells = cells_near(unit_vectors(ra, dec), radius_arcsec, min(_LOCK_ORDER, _order_for(radius_arcsec)))
+    cells = _unique(patch.cells >> 2 * max(0, patch.order - _LOCK_ORDER))
     conn.execute(
         "SELECT pg_advisory_xact_lock(%s, c) FROM unnest(%s::int[]) WITH ORDINALITY AS t(c, n) ORDER BY n",
         (_LOCK_SPACE, cells.tolist()),
@@ -151,25 +171,23 @@ class Nearby:
     vectors: F64
 
 
-def nearby_objects(conn: Connection, ra: F64, dec: F64, radius_arcsec: float) -> Nearby:
-    """Return all objects that may lie within the radius of a position; each once.
+def nearby_objects(conn: Connection, patch: Patch) -> Nearby:
+    """Return the objects of a patch, test objects left out.
 
     One index scan for each range of the sky index: the cost follows the positions, not the size of the table.
     """
-    order = _order_for(radius_arcsec)
-    cells = cells_near(unit_vectors(ra, dec), radius_arcsec, order)
+    cells, shift = patch.cells, 2 * (ORDER - patch.order)
     begins = np.flatnonzero(np.diff(cells, prepend=-2) != 1)
     ends = np.append(begins[1:], len(cells)) - 1
-    shift = 2 * (ORDER - order)
     conn.execute("CREATE TEMPORARY TABLE IF NOT EXISTS sky_ranges (low int8, high int8) ON COMMIT DROP")
     conn.execute("TRUNCATE sky_ranges")
     write_block(conn, "sky_ranges", Block(len(begins), {"low": cells[begins] << shift,
                                                         "high": ((cells[ends] + 1) << shift) - 1}), fresh=True)
     conn.execute("SET LOCAL enable_seqscan = off")
     conn.execute("SET LOCAL enable_bitmapscan = off")
-    rows = read_columns(conn, sql.SQL("SELECT o._id, o.ra, o.dec FROM sky_ranges r JOIN objects o "
-                                      "ON o.healpix BETWEEN r.low AND r.high WHERE NOT o.is_test"),
-                        [("_id", "V16"), ("ra", "f8"), ("dec", "f8")])
+    rows = read_columns(conn, sql.SQL("FROM sky_ranges r JOIN objects o ON o.healpix BETWEEN r.low AND r.high "
+                                      "WHERE NOT o.is_test"),
+                        {"_id": ("o._id", "V16"), "ra": ("o.ra", "f8"), "dec": ("o.dec", "f8")})
     conn.execute("SET LOCAL enable_seqscan = DEFAULT")
     conn.execute("SET LOCAL enable_bitmapscan = DEFAULT")
     rows = rows[np.argsort(rows["_id"].view("S16"), kind="stable")]
@@ -188,15 +206,13 @@ def object_name(ra_deg: float, dec_deg: float) -> str:
 
 def _free_names(conn: Connection, ra: F64, dec: F64, known: Nearby) -> list[str]:
     """Names of positions; a number is added where sections overlap and two objects have one position."""
-    positions = unit_vectors(ra, dec)
     used: set[str] = set()
-    if len(known.ids) and len(positions):
+    if len(known.ids) and len(ra):
         # only an object at the very place can have the name
-        found = cKDTree(known.vectors).query_ball_point(positions, np.deg2rad(_SAME_PLACE_ARCSEC / 3600))
-        same = np.unique(np.concatenate([np.asarray(f, np.intp) for f in found]))
-        if len(same):
-            used = {str(r[0]) for r in conn.execute("SELECT name FROM objects WHERE _id = ANY(%s)",
-                                                    (uuids(known.ids[same]),))}
+        away, _ = cKDTree(unit_vectors(ra, dec)).query(known.vectors,
+                                                       distance_upper_bound=np.deg2rad(_SAME_PLACE_ARCSEC / 3600))
+        same = uuids(known.ids[np.isfinite(away)])
+        used = {str(r[0]) for r in conn.execute("SELECT name FROM objects WHERE _id = ANY(%s)", (same,))}
     out = []
     for a, d in zip(ra.tolist(), dec.tolist(), strict=True):
         name = base = object_name(a, d)
@@ -216,6 +232,7 @@ def link(
     dec: F64,
     good: npt.NDArray[np.bool_],
     radius_arcsec: float,
+    patch: Patch,
     taken: frozenset[UUID] = frozenset(),
 ) -> Links:
     """Give every measurement of an exposure its object.
@@ -227,12 +244,12 @@ def link(
     Parameters
     ----------
     ids : (n,) V16, of the measurements.
+    patch : the sky within the radius of the positions, at least.
     taken : objects that other measurements of the same exposure have already.
     """
-    n = len(ids)
-    object_ids = np.zeros(n, "V16")
-    without = np.ones(n, bool)
-    known = nearby_objects(conn, ra, dec, radius_arcsec)
+    object_ids = np.zeros(len(ids), "V16")
+    without = np.ones(len(ids), bool)
+    known = nearby_objects(conn, patch)
     positions = unit_vectors(ra, dec)
     free = ~np.isin(known.ids.view("S16"), id_array(list(taken)).view("S16"))
     for chosen in (np.flatnonzero(good), np.flatnonzero(~good)):
@@ -246,7 +263,7 @@ def link(
     new = np.flatnonzero(is_new)
     names = _free_names(conn, ra[new], dec[new], known)
     # with the name (the place), so that a replaced measurement elsewhere cannot meet its predecessor's object
-    object_ids[new] = ids_of("object", numbers=[f"{i}|{name}" for i, name in zip(uuids(ids[new]), names, strict=True)])
+    object_ids[new] = ids_of("object", numbers=[f"{i}|{n}" for i, n in zip(id_texts(ids[new]), names, strict=True)])
     without[new] = False
     rows = Block(len(new), {"_id": object_ids[new], "name": np.array([x.encode() for x in names], "S"), "ra": ra[new],
                             "dec": dec[new], "healpix": healpix(ra[new], dec[new])})

@@ -102,8 +102,9 @@ def link_and_store(conn, ids, ra, dec, good=None, radius=2.0):
     ra, dec = np.asarray(ra, float), np.asarray(dec, float)
     good = np.ones(len(ra), bool) if good is None else np.asarray(good)
     with conn.transaction():
-        linking.lock_sky(conn, ra, dec, radius)
-        links = linking.link(conn, id_array(ids), ra, dec, good, radius)
+        patch = linking.Patch.around(ra, dec, radius)
+        linking.lock_sky(conn, patch)
+        links = linking.link(conn, id_array(ids), ra, dec, good, radius, patch)
         write_block(conn, "objects", links.new_objects)
     return links
 
@@ -171,8 +172,9 @@ def _begin(url, ra, results, entered, go):
     with connect(url) as conn, conn.transaction():
         position = np.array([ra]), np.array([0.0])
         entered.set()
-        linking.lock_sky(conn, *position, 2.0)
-        links = linking.link(conn, id_array([uuid.uuid4()]), *position, np.array([True]), 2.0)
+        patch = linking.Patch.around(*position, 2.0)
+        linking.lock_sky(conn, patch)
+        links = linking.link(conn, id_array([uuid.uuid4()]), *position, np.array([True]), 2.0, patch)
         write_block(conn, "objects", links.new_objects)
         results.append(links)
         if go is not None:
