@@ -24,7 +24,7 @@ DEFAULT_FILE = Path(__file__).with_name("default_config.yaml")
 ENVIRONMENT_VARIABLE = "SEECHANGE_CONFIG"
 _MISSING = object()
 _INCLUDES = ("preloads", "augments", "overrides")
-_SECRET = re.compile(r"(password|passwd|secret|token|api_?key|privkey)", re.IGNORECASE)
+_SECRET = re.compile(r"(password|passwd|secret|token|api_?key|privkey)(?!_file$)", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):([^@/\s]*)@")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from seechange_mpi.config.archive import ArchiveSettings
 from seechange_mpi.config.calibration import CalibrationSettings, CalibratorSettings
 from seechange_mpi.config.parameters import Parameters, par
 
@@ -144,6 +145,7 @@ class Settings(Parameters):
     objects: ObjectSettings = par(ObjectSettings(), "objects", critical=False)
     queue: QueueSettings = par(QueueSettings(), "queue", critical=False)
     run: RunSettings = par(RunSettings(), "run", critical=False)
+    archive: ArchiveSettings = par(ArchiveSettings(), "archive", critical=False)
     preprocessing: dict[str, Any] = par({}, "parameters of the step")
     extraction: dict[str, Any] = par({}, "parameters of the step")
     subtraction: dict[str, Any] = par({}, "parameters of the step")

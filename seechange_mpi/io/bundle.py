@@ -17,10 +17,13 @@ from typing import Any
 import h5py
 
 from seechange_mpi import __version__
+from seechange_mpi.io.digests import digest_of
 from seechange_mpi.io.h5util import durable_h5, get_text, open_h5, publish, require_space, set_attrs
+from seechange_mpi.io.records import known_hash, read_record, record_of, write_record
+from seechange_mpi.io.retrieval import ensure, is_retrievable
 from seechange_mpi.io.section_h5 import IMAGE_GROUPS, PIXEL_NAMES, SUB_GROUPS, content_hash, write_report
 from seechange_mpi.io.shard import FORMAT as SHARD_FORMAT
-from seechange_mpi.io.shard import read_group
+from seechange_mpi.io.shard import ShardScan, read_group, scan_shards, shard_info
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.products import StoredSection
@@ -62,14 +65,16 @@ def bundle_path(root: str | Path, identifier: str, provenance: str) -> Path:
 def write_bundle(
     path: str | Path, exposure: ExposureInfo, provenances: Iterable[ProvenanceRecord], config: Mapping[str, Any],
     shards: Sequence[str | Path], failures: Mapping[str, SectionReport] | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the bundle of an exposure.
+    """Write the bundle of an exposure, and beside it the record of its sha256 and those of its shards.
 
     Parameters
     ----------
     shards : paths of the shards, one per section, durable already.
     failures : reports of sections that could not write a shard.
     config : resolved configuration, secrets removed.
+    hashes : file name -> sha256 of shards, as far as it is known from writing them; others are looked up or read.
 
     Raises
     ------
@@ -79,7 +84,7 @@ def write_bundle(
         A shard cannot be read.
     """
     path = Path(path)
-    with durable_h5(path.parent, path.stem) as (f, tmp):
+    with durable_h5(path.parent, path.stem) as (f, draft):
         f.attrs.update({"format": FORMAT, "version": VERSION, "exposure": exposure.identifier,
                         "instrument": exposure.instrument, "mjd": exposure.mjd, "filter": exposure.filter,
                         "code_version": __version__, "created": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -92,7 +97,10 @@ def write_bundle(
             _copy_section(sections, Path(shard), path.parent)
         for section_id, report in (failures or {}).items():
             write_report(sections.create_group(section_id), report)
-    publish(tmp, path)
+    known = hashes or {}
+    record = {os.path.relpath(s, path.parent): known.get(Path(s).name) or known_hash(Path(s)) for s in shards}
+    publish(draft, path)
+    write_record(record_of(path), record | {path.name: draft.sha256})
     return path
 
 
@@ -175,6 +183,24 @@ def section_shards(path: str | Path) -> dict[str, Path]:
         return {s: Path(path).parent / str(groups[s].attrs["shard"]) for s in groups if "shard" in groups[s].attrs}
 
 
+def scan_exposure(folder: Path) -> ShardScan:
+    """Read the attributes of all shards of an exposure, also of those that bundles name and only an archive has.
+
+    Parameters
+    ----------
+    folder : of the exposure's bundles.
+    """
+    out = scan_shards(folder / "shards")
+    for bundle in sorted(folder.glob("*.h5")):
+        try:
+            gone = {s: p for s, p in section_shards(bundle).items() if not p.exists() and is_retrievable(p)}
+            with open_h5(bundle) as f:
+                out.shards += [shard_info(p, s, f["sections"][s]) for s, p in gone.items()]
+        except BadInput:
+            continue  # whoever needs it is told
+    return out
+
+
 def read_section(path: str | Path, section_id: str, pixels: bool = False) -> StoredSection:
     """Read a section of a bundle or of a shard.
 
@@ -192,6 +218,12 @@ def read_section(path: str | Path, section_id: str, pixels: bool = False) -> Sto
             with open_h5(Path(path).parent / str(group.attrs["shard"])):
                 pass  # a lost or truncated shard is named, not the bundle
         return read_group(group, section_id, str(path), pixels=pixels)
+
+
+def bring_shard(path: str | Path, group: h5py.Group) -> None:
+    """Bring the shard back to which a section of a bundle links, if it is gone and in an archive."""
+    if "shard" in group.attrs:
+        ensure(Path(path).parent / str(group.attrs["shard"]))
 
 
 def validate_bundle(path: str | Path) -> list[str]:
@@ -217,7 +249,18 @@ def validate_bundle(path: str | Path) -> list[str]:
             if not found and "content_hash" in g.attrs:
                 found = _validate_content(g, section_id)
             problems += found
-    return problems
+    return problems + _validate_record(Path(path))
+
+
+def _validate_record(path: Path) -> list[str]:
+    """Compare the bytes of the bundle and of its shards with the record beside it; newer files are not in it."""
+    record = record_of(path)
+    if not record.exists():
+        return []
+    written = record.stat().st_mtime_ns
+    files = {path.parent / name: digest for name, digest in read_record(record).items()}
+    return [f"{p.name}: its bytes are not those that were written ({record.name})" for p, digest in files.items()
+            if p.exists() and p.stat().st_mtime_ns <= written and digest_of(p).sha256 != digest]
 
 
 def _validate_shard(shard: Path, g: h5py.Group, section_id: str) -> list[str]:
@@ -256,15 +299,16 @@ def pack_bundle(path: str | Path, out: str | Path) -> Path:
     out = Path(out)
     parts = [Path(path), *section_shards(path).values()]
     for part in parts:
-        if not part.exists():
+        if not ensure(part):
             raise BadInput(part, "file of the bundle", "a file", "no such file")
     require_space(out.parent, out.stem, sum(part.stat().st_size for part in parts))
-    with open_h5(path) as f, durable_h5(out.parent, out.stem, in_memory=False) as (packed, tmp):
+    with open_h5(path) as f, durable_h5(out.parent, out.stem, in_memory=False) as (packed, draft):
         _check_format(f, path, FORMAT)
         for name in f:
             f.copy(name, packed, expand_external=True)
         packed.attrs.update(dict(f.attrs))
         for section_id in packed["sections"]:
             packed["sections"][section_id].attrs.pop("shard", None)
-    publish(tmp, out)
+    publish(draft, out)
+    write_record(record_of(out), {out.name: draft.sha256})
     return out

@@ -10,18 +10,21 @@ from typing import Any
 from astropy.io import fits
 
 from seechange_mpi.instruments.camera import Hdu
+from seechange_mpi.io.retrieval import bring_back
 from seechange_mpi.model.errors import BadInput
 
 
 def open_fits(path: str | Path) -> fits.HDUList:
-    """Open a FITS file. A truncated file opens; its incomplete HDUs are refused when they are read.
+    """Open a FITS file, brought back from the archive if it is gone and was there.
+
+    A truncated file opens; its incomplete HDUs are refused when they are read.
 
     Raises
     ------
     BadInput
         The file is missing or is not FITS.
     """
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and not bring_back(Path(path)):
         raise BadInput(path, "exposure", "a FITS file", "no such file")
     try:
         with warnings.catch_warnings():

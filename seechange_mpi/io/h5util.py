@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import h5py
 import hdf5plugin
 import numpy as np
 
+from seechange_mpi.io.digests import digest_of
 from seechange_mpi.io.drafts import clean_leftovers, draft_of
+from seechange_mpi.io.retrieval import bring_back
 from seechange_mpi.model.errors import BadInput, TransientError
 from seechange_mpi.model.tables import Column, dtype_of
 
@@ -89,13 +93,17 @@ def get_text(group: h5py.Group, key: str, default: str = "") -> str:
 
 @contextmanager
 def open_h5(path: str | Path) -> Iterator[h5py.File]:
-    """Open a file for reading.
+    """Open a file for reading. One that is gone is brought back from the archive where there is one.
 
     Raises
     ------
     BadInput
         It is missing, truncated, damaged or not HDF5; also when reading from it fails inside the block.
+    TransientError
+        It is in an archive that does not answer.
     """
+    if not os.path.exists(path):
+        bring_back(Path(path))
     try:
         with h5py.File(path, "r", locking=False) as f:
             yield f
@@ -105,12 +113,26 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
         raise BadInput(path, "HDF5 file", "a whole file", f"missing or damaged content: {err}") from None
 
 
+@dataclass(slots=True)
+class Draft:
+    """A file under its temporary name.
+
+    Attributes
+    ----------
+    sha256 : of its bytes, known when it is written.
+    """
+
+    path: Path
+    sha256: str = ""
+
+
 @contextmanager
-def durable_h5(folder: Path, stem: str, *, in_memory: bool = True) -> Iterator[tuple[h5py.File, Path]]:
+def durable_h5(folder: Path, stem: str, *, in_memory: bool = True) -> Iterator[tuple[h5py.File, Draft]]:
     """Write an HDF5 file under a temporary name; the caller moves it into place with `publish`.
 
     The file is built in memory and then written as bytes: a write that fails inside HDF5 leaves objects
-    that can be neither flushed nor closed, and ends the process with a segmentation fault.
+    that can be neither flushed nor closed, and ends the process with a segmentation fault. Those bytes are hashed
+    before they are written; a file too large for memory is hashed once it is finished.
 
     Parameters
     ----------
@@ -122,20 +144,23 @@ def durable_h5(folder: Path, stem: str, *, in_memory: bool = True) -> Iterator[t
         The disk is full: names the folder, the needed and the free bytes. The temporary file is removed.
     """
     tmp = draft_of(folder / stem)
+    draft = Draft(tmp)
     memory = {"driver": "core", "backing_store": False, "block_size": 1 << 24} if in_memory else {}
     needed = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clean_leftovers(folder)
         with h5py.File(tmp, "w", libver=LIBVER, locking=False, **memory) as f:
-            yield f, tmp
+            yield f, draft
             if in_memory:
                 f.flush()
                 content = f.id.get_file_image()
         if in_memory:
             needed = len(content)
+            draft.sha256 = hashlib.sha256(content).hexdigest()
             tmp.write_bytes(content)
         _fsync(tmp)
+        draft.sha256 = draft.sha256 or digest_of(tmp).sha256
     except BaseException as err:
         with suppress(OSError):
             tmp.unlink()
@@ -163,9 +188,9 @@ def require_space(folder: Path, stem: str, needed: int) -> None:
         raise _full(folder, stem, needed)
 
 
-def publish(tmp: Path, path: Path) -> None:
+def publish(draft: Draft, path: Path) -> None:
     """Move a finished file to its name and make the move durable."""
-    tmp.replace(path)
+    draft.path.replace(path)
     _fsync(path.parent)
 
 

@@ -66,8 +66,16 @@ def write_shard(
     TransientError
         The disk is full.
     """
+    return store_shard(shard_dir, exposure, section_id, products, report, provenance_ids, inputs, shape)[0]
+
+
+def store_shard(
+    shard_dir: str | Path, exposure: ExposureInfo, section_id: str, products: SectionProducts, report: SectionReport,
+    provenance_ids: Mapping[str, str], inputs: Mapping[str, str], shape: tuple[int, int],
+) -> tuple[Path, str]:
+    """Write a shard (see `write_shard`); return its path and the sha256 of its bytes."""
     folder = Path(shard_dir)
-    with durable_h5(folder, f"{section_id}") as (f, tmp):
+    with durable_h5(folder, f"{section_id}") as (f, draft):
         f.attrs.update({"format": FORMAT, "version": VERSION, "exposure": exposure.identifier,
                         "instrument": exposure.instrument})
         g = f.create_group(f"sections/{section_id}")
@@ -82,8 +90,8 @@ def write_shard(
         # the same pixels made in another way are another shard: an older bundle's shard is never replaced
         origin = f"{total} {g.attrs['provenance_ids']} {g.attrs['inputs']}"
     path = folder / f"{section_id}_{hashlib.sha256(origin.encode()).hexdigest()[:12]}.h5"
-    publish(tmp, path)
-    return path
+    publish(draft, path)
+    return path, draft.sha256
 
 
 def read_group(g: object, section_id: str, path: str, *, pixels: bool) -> StoredSection:
@@ -114,6 +122,17 @@ def read_shard(path: str | Path, pixels: bool = True) -> StoredSection:
         return read_group(f["sections"][section_id], section_id, str(path), pixels=pixels)
 
 
+def shard_info(path: Path, section_id: str, g: object) -> ShardInfo:
+    """Return what a section's group, in a shard or in a bundle that links to it, says of the shard `path`."""
+    import h5py
+
+    assert isinstance(g, h5py.Group)
+    report = read_report(g)
+    return ShardInfo(path, section_id, json.loads(g.attrs["provenance_ids"]), json.loads(g.attrs["inputs"]),
+                     report.completed_step if report.completed_step in STEPS else "", report.success, report.caveat,
+                     str(g.attrs["content_hash"]))
+
+
 def scan_shards(shard_dir: str | Path) -> ShardScan:
     """Read the attributes of all shards of an exposure; damaged ones are named, not raised."""
     out = ShardScan()
@@ -121,12 +140,7 @@ def scan_shards(shard_dir: str | Path) -> ShardScan:
         try:
             with open_h5(path) as f:
                 section_id = next(iter(f["sections"]))
-                g = f["sections"][section_id]
-                report = read_report(g)
-                out.shards.append(ShardInfo(
-                    path, section_id, json.loads(g.attrs["provenance_ids"]), json.loads(g.attrs["inputs"]),
-                    report.completed_step if report.completed_step in STEPS else "", report.success, report.caveat,
-                    str(g.attrs["content_hash"])))
+                out.shards.append(shard_info(path, section_id, f["sections"][section_id]))
         except (BadInput, StopIteration) as err:
             out.problems.append(f"{path}: {err or 'no section inside'}")
     return out

@@ -151,3 +151,5 @@ class Outcome:
     n_detections, n_measurements, n_good, bitflag, seconds, rss_mb."""
     is_bug: bool = False
     """The failure was an unforeseen exception (exit code 1)."""
+    shard_sha256: str = ""
+    """Of the bytes of the shard, computed while it was written."""

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 
 from seechange_mpi.gpu_kernels.device import fallback_counts, reset_fallback_counts
 from seechange_mpi.model.errors import AlgorithmError, BadInput, NoWork, SeeChangeError, StepTimeout
@@ -72,13 +71,13 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
         _record_failure(report, err)
     report.warnings += [f"GPU memory ran out: {n} {name}{'s' if n > 1 else ''} done on the CPU"
                         for name, n in fallback_counts().items()]
-    shard = ""
+    shard = sha256 = ""
     products = runner.products if runner is not None else SectionProducts()
     report.bitflag |= badness_of_products(products)
     if runner is not None:
         report.finish_time = _now()
         try:
-            shard = runner.store()
+            shard, sha256 = runner.store()
         except (SeeChangeError, StepTimeout, OSError) as err:
             report.success = False
             if not report.error_type:
@@ -87,7 +86,7 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
                 report.warnings.append(f"the shard could not be written: {err}")
     summary = summarize(products, task, time.perf_counter() - started) | {"bitflag": float(report.bitflag)}
     status = "failed" if not report.success else (report.caveat or "done")
-    return Outcome(task.exposure.identifier, task.section_id, status, report, shard, summary, is_bug)
+    return Outcome(task.exposure.identifier, task.section_id, status, report, shard, summary, is_bug, sha256)
 
 
 def _now() -> str:
@@ -268,9 +267,9 @@ class _SectionRun:
         assert p.measurements is not None
         p.scores = [self.pipeline.scorer.run(p.measurements, p.cutouts, p.sub)]
 
-    def store(self) -> str:
-        """Write the shard; return its file name. What that costs comes too late for the shard's own report."""
-        from seechange_mpi.io.shard import write_shard
+    def store(self) -> tuple[str, str]:
+        """Write the shard; return its name and sha256. What that costs comes too late for the shard's own report."""
+        from seechange_mpi.io.shard import store_shard
 
         task = self.task
         made = {"preprocessing": self.products.image is not None, "extraction": self.products.sources is not None,
@@ -281,14 +280,14 @@ class _SectionRun:
         meter, status = StepMeter(), "failed"
         try:
             self.watch(FINALIZE, None)
-            path = write_shard(task.shard_dir, task.exposure, task.section_id, self.products, self.report, ids,
-                               task.inputs, self.shape)
+            path, sha256 = store_shard(task.shard_dir, task.exposure, task.section_id, self.products, self.report,
+                                       ids, task.inputs, self.shape)
             status = "done"
         finally:
             record = meter.record(FINALIZE, status)
             self.report.steps.append(record)
             self.watch(FINALIZE, record)
-        return Path(path).name
+        return path.name, sha256
 
 
 def load_reference(link: ReferenceLink) -> Reference:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from seechange_mpi.io.bundle import BundleInfo, read_bundle, read_section
+from seechange_mpi.io.bundle import BundleInfo, bring_shard, read_bundle, read_section
 from seechange_mpi.io.h5util import open_h5
 from seechange_mpi.model.errors import AlgorithmError, BadInput
 from seechange_mpi.model.flags import badness_words
@@ -192,6 +192,7 @@ def _triplet(path: str | Path, stored: StoredSection, k: int) -> Triplet:
     index = int(row["index_in_sources"])
     with open_h5(path) as f:
         group = f["sections"][stored.section_id]
+        bring_shard(path, group)
         try:
             planes = [np.asarray(group["cutouts"][name][index], np.float32) for name in ("new", "ref", "sub")]
         except (KeyError, OSError, IndexError) as err:
@@ -208,6 +209,7 @@ def thumbnail(path: str | Path, section_id: str, side: int = 96) -> F32 | None:
     """Return a section's image binned to about `side` pixels, in units of its noise above its sky; None if lost."""
     with open_h5(path) as f:
         group = f["sections"][section_id]
+        bring_shard(path, group)
         try:
             data = np.asarray(group["image"][...], np.float32)
             flags = np.asarray(group["flags"][...])
