@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seechange_mpi.cli.common import ConfigOption, SetOption, load_config
+
 if TYPE_CHECKING:
     from seechange_mpi.report.collect import SectionSummary
 
@@ -20,8 +22,13 @@ BundleArgument = Annotated[Path, typer.Argument(help="Bundle file (<exposure>_<p
 @app.command()
 def info(
     bundle: BundleArgument, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    config: ConfigOption = None, set_: SetOption = None,
 ) -> None:
-    """Tell what a bundle holds: exposure, sections with their figures, provenances."""
+    """Tell what a bundle holds: exposure, sections with their figures, provenances.
+
+    With a configuration that names an archive, all these verbs bring files back that are not here.
+    """
+    load_config(config, set_)
     from seechange_mpi.io.bundle import read_bundle, read_section
     from seechange_mpi.report.collect import summarize_section
 
@@ -70,8 +77,13 @@ def _figures(s: SectionSummary) -> dict[str, object]:
 @app.command()
 def validate(
     bundles: Annotated[list[Path], typer.Argument(help="Bundle files.")],
+    config: ConfigOption = None, set_: SetOption = None,
 ) -> int:
-    """Prove bundles whole: checksums, links, provenance ids, content hashes. Exit code 3 if one is not."""
+    """Prove bundles whole: checksums, links, provenance ids, content hashes, the record of sha256 beside it.
+
+    Exit code 3 if one is not.
+    """
+    load_config(config, set_)
     from seechange_mpi.io.bundle import validate_bundle
     from seechange_mpi.model.errors import BadInput, ExitCode
 
@@ -93,8 +105,10 @@ def export(
     bundle: BundleArgument,
     outdir: Annotated[Path, typer.Argument(help="Folder for the FITS files.")],
     section: Annotated[list[str] | None, typer.Option("--section", help="Only this section; may be repeated.")] = None,
+    config: ConfigOption = None, set_: SetOption = None,
 ) -> None:
     """Write images, differences and tables as FITS files that any astronomer's tools open."""
+    load_config(config, set_)
     from seechange_mpi.io.export import export_bundle
 
     for path in export_bundle(bundle, outdir, section):
@@ -104,8 +118,10 @@ def export(
 @app.command()
 def pack(
     bundle: BundleArgument, out: Annotated[Path, typer.Argument(help="The single file to write.")],
+    config: ConfigOption = None, set_: SetOption = None,
 ) -> None:
     """Write one file that holds the bundle and all its pixels, for an archive."""
+    load_config(config, set_)
     from seechange_mpi.io.bundle import pack_bundle
 
     typer.echo(str(pack_bundle(bundle, out)))

@@ -26,7 +26,21 @@ def load_config(config: str | None = None, sets: list[str] | None = None) -> Con
     """Read the configuration named on the command line and make it this process's."""
     from seechange_mpi.config.resolve import Config
 
-    return Config.get(config, sets or ()) if config or sets else Config.get()
+    resolved = Config.get(config, sets or ()) if config or sets else Config.get()
+    use_archive(resolved)
+    return resolved
+
+
+def use_archive(config: Config) -> None:
+    """Have files that are missing in this process brought back from the archive, if one is configured."""
+    from seechange_mpi.io.retrieval import set_retriever
+
+    if config.settings.archive.kind == "none":
+        set_retriever(None)
+        return
+    from seechange_mpi.io.archive_retriever import ArchiveRetriever, Layout
+
+    set_retriever(ArchiveRetriever(Layout(config.root, config.bundles), config.settings.archive))
 
 
 def chosen_run(run: Path | None, config: Config) -> Path:

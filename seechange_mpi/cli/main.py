@@ -27,6 +27,7 @@ GROUPS: dict[str, str] = {
     "queue": "Exposures waiting: add, list, retry, hold, release, why.",
     "catalog": "Star catalogues: build a folder from Gaia's files, show what is there.",
     "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",
+    "archive": "Archive: push, pull, status, verify; missing files come back by themselves.",
     "db": "Science database: init, start, stop, status, commit.",
     "mps": "Several ranks on one GPU: start, stop, status of CUDA MPS.",
     "camera": "Cameras: list, show, and check a YAML of your own.",

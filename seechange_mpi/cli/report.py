@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from seechange_mpi.cli.common import ConfigOption, SetOption, load_config
+
 
 def command(
     bundles: Annotated[list[Path], typer.Argument(help="Bundle files (<exposure>_<provenance>.h5).")],
@@ -15,6 +17,7 @@ def command(
     n: Annotated[int, typer.Option("-n", "--number", min=0, help="Most cutout triplets per bundle.")] = 24,
     triplets: Annotated[Path | None, typer.Option(
         "--triplets", help="Also write a PNG with the best measurements of the first bundle.")] = None,
+    config: ConfigOption = None, set_: SetOption = None,
 ) -> None:
     """Write an HTML report of bundles: section table, focal plane, cutout triplets, provenance.
 
@@ -22,6 +25,7 @@ def command(
     """
     from seechange_mpi.report import triplet_figure, write_report
 
+    load_config(config, set_)
     path = write_report(bundles, out if out is not None else bundles[0].with_suffix(".html"), n)
     typer.echo(str(path))
     if triplets is not None:

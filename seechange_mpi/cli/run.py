@@ -218,6 +218,7 @@ def _dry_run(resolved: Config, opened: Callable[[], Connection], request: Reques
 
     queue = LocalQueue(opened)
     stages = Stages(resolved, opened, queue, request.options)
+    stages.brings_inputs = False
     claims = [Claim(identifier_of(p), request.camera, str(p.absolute()), 0, 1, datetime.now(UTC), request.params)
               for p in request.exposures]
     if not request.exposures:

@@ -471,6 +471,20 @@ product_sets = Table(
     CheckConstraint("part IN ('image', 'sub')", name="part"),
 )
 
+archived_files = Table(
+    "archived_files",
+    metadata,
+    _id(),
+    Column("archive", Text, nullable=False),
+    Column("filepath", Text, nullable=False),
+    Column("exposure", Text, nullable=False, index=True),
+    Column("sha256", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("verified_at", DateTime(timezone=True)),
+    *_times(),
+    UniqueConstraint("archive", "filepath"),
+)
+
 commit_fence = Table(
     "commit_fence", metadata, Column("exposure", Text, primary_key=True), Column("token", BigInteger, nullable=False)
 )

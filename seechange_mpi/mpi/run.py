@@ -70,6 +70,7 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
     from seechange_mpi.conductor_client.patience import PatientSource
     from seechange_mpi.io.drafts import clean_leftovers
     from seechange_mpi.model.errors import ExitCode
+    from seechange_mpi.mpi.archiving import ArchiveThread
     from seechange_mpi.mpi.coordinator import Coordinator, Limits
     from seechange_mpi.mpi.heartbeat import Heartbeats
     from seechange_mpi.mpi.host import SectionHost
@@ -118,9 +119,20 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
     coordinator = Coordinator(stages, crew, deadline=deadline, limits=limits, predictor=predictor, observer=observer,
                               stop=stop, heartbeats=lambda lost: Heartbeats(source, lease, lost))
     code = ExitCode.BUG
+    archive = None
+    if config.settings.archive.kind != "none" and config.settings.archive.push:
+        archive = ArchiveThread(config, opened, observer.note)
+        stages.archive = archive.add
+
+    def left_s() -> float:
+        deadline.hear(stop.number, stop.count)
+        return deadline.left_s() - settings.leave_s
+
     try:
         results = coordinator.run()
         code = exit_code(results, trouble=coordinator.trouble is not None)
+        if archive is not None:
+            archive.close(left_s)
     finally:
         progress.close()
         predictor.save(memory)

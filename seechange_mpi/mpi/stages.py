@@ -16,14 +16,23 @@ from seechange_mpi.conductor_client.patience import patiently
 from seechange_mpi.conductor_client.protocol import Claim, ReleaseStatus, WorkSource
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.instruments.camera import Camera, load_camera
-from seechange_mpi.io.bundle import bundle_path, read_bundle, read_section, section_shards, shard_folder, write_bundle
+from seechange_mpi.io import retrieval
+from seechange_mpi.io.bundle import (
+    bundle_path,
+    read_bundle,
+    read_section,
+    scan_exposure,
+    section_shards,
+    shard_folder,
+    write_bundle,
+)
 from seechange_mpi.io.drafts import clean_leftovers
 from seechange_mpi.io.raw import read_exposure_info, section_footprints
-from seechange_mpi.io.shard import scan_shards
 from seechange_mpi.model.errors import BadInput, TransientError
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.provenance import ProvenanceRecord
 from seechange_mpi.model.task import STEPS, ReferenceLink, SectionTask
+from seechange_mpi.mpi.archiving import bring_inputs
 from seechange_mpi.mpi.catalogs import catalog_spec, exposure_catalog, stars_per_section
 from seechange_mpi.mpi.heartbeat import owner_name
 from seechange_mpi.mpi.results import ExposureResult
@@ -107,6 +116,11 @@ class Stages:
         """Asked between attempts at a commit."""
 
         self.log = RunLog(None, 0)
+        self.archive: Callable[[str], None] = lambda _identifier: None
+        """Told of every committed exposure."""
+
+        self.brings_inputs = True
+        """Bring shards that sections need back from the archive before they begin."""
 
     def claim(self) -> Claim | None:
         """Return the next exposure; None when there is none."""
@@ -154,7 +168,7 @@ class Stages:
         shards = shard_folder(self.config.bundles, exposure.identifier)
         clean_leftovers(shards)
         clean_leftovers(shards.parent)
-        found = scan_shards(shards)
+        found = scan_exposure(shards.parent)
         relative = self.pipeline.photcalibrator.pars.method == "relative"
         last = min(self.options.last_step, claim.through_step or STEPS[-1], key=STEPS.index)
         prepared = Prepared(exposure, camera, {}, {}, {}, {}, list(found.problems),
@@ -176,6 +190,8 @@ class Stages:
                 exposure, section, camera, settings, ids, str(shards), calibration, catalog, link,
                 str(plan.shard.path) if plan.shard else None, plan.reuse_through, inputs, self.options.first_step,
                 last, claim.attempt)
+        if self.brings_inputs and retrieval.is_active():
+            bring_inputs(prepared, self.config.settings.archive.streams)
         return prepared
 
     def _sections(self, camera: Camera, mjd: float) -> tuple[str, ...]:
@@ -233,6 +249,7 @@ class Stages:
             return
         result.state = state_of(prepared, result, nothing_new=unchanged and not result.outcomes)
         self._release(claim, prepared, result)
+        self.archive(prepared.exposure.identifier)
         if self.options.report and (fresh or not path.with_suffix(".html").is_file()):
             self._write_report(path, result)
 
@@ -244,6 +261,7 @@ class Stages:
 
     def _write_bundle(self, prepared: Prepared, result: ExposureResult, path: Path) -> None:
         shards, failures = [], {}
+        hashes: dict[str, str] = {}
         for section, plan in prepared.plans.items():
             outcome = result.outcomes.get(section)
             if outcome is None:
@@ -251,11 +269,12 @@ class Stages:
                 shards.append(plan.shard.path)
             elif outcome.shard:
                 shards.append(Path(prepared.tasks[section].shard_dir) / outcome.shard)
+                hashes[outcome.shard] = outcome.shard_sha256
             else:
                 failures[section] = outcome.report
         kept, known = kept_sections(path, prepared.plans)
         write_bundle(path, prepared.exposure, (known | prepared.records).values(), self.config.public(),
-                     [*shards, *kept], failures)
+                     [*shards, *kept], failures, hashes)
 
     def _raise_fence(self, claim: Claim) -> None:
         """Say that work begins: from now on an older claim of this exposure cannot commit."""
@@ -354,7 +373,7 @@ def kept_sections(path: Path, asked: Container[str]) -> tuple[list[Path], dict[s
     except BadInput:
         return [], {}
     others = [shard for section, shard in named.items() if section not in asked]
-    whole = {s.path.name for s in scan_shards(others[0].parent).shards} if others else set()
+    whole = {s.path.name for s in scan_exposure(path.parent).shards} if others else set()
     kept = [shard for shard in others if shard.name in whole]
     return kept, {r.id: r for r in info.provenances} if kept else {}
 
