@@ -19,11 +19,13 @@ COMMANDS: dict[str, str] = {
     "astrometry": "Solve source lists without images against a star catalogue.",
     "report": "Write an HTML report of bundles: tables, focal plane, cutouts.",
     "submit": "Hand a batch job to Slurm that processes exposures or the queue.",
+    "clean": "Make room: remove shards and raw copies that the archive has for certain.",
     "simulate": "Make raw exposures of an invented sky, with truth tables.",
 }
 GROUPS: dict[str, str] = {
     "refs": "References: register a processed exposure, list, remove.",
     "calib": "Calibration frames: make, add, list, show, retire.",
+    "products": "What was made of exposures: delete it, with all that was made from it.",
     "queue": "Exposures waiting: add, list, retry, hold, release, why.",
     "catalog": "Star catalogues: build a folder from Gaia's files, show what is there.",
     "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",

@@ -147,7 +147,7 @@ class Archivist:
             return ArchivedFile(key, identifier, digest.sha256, digest.size, proved)
 
         stored: list[ArchivedFile] = []
-        for result in self._each(send, todo):
+        for result in self.each(send, todo):
             if isinstance(result, ArchivedFile):
                 stored.append(result)
                 done.files += 1
@@ -161,7 +161,7 @@ class Archivist:
                 remember(conn, self.archive.name, stored)
             known.update({f.key: f for f in stored})
 
-    def _each(self, call: Callable[[U], T], items: Iterable[U]) -> list[T]:
+    def each(self, call: Callable[[U], T], items: Iterable[U]) -> list[T]:
         """Call for several items at once."""
         with ThreadPoolExecutor(self.settings.streams, thread_name_prefix="archive") as pool:
             return list(pool.map(call, items))
@@ -197,7 +197,7 @@ class Archivist:
                 return err
             return path.stat().st_size
 
-        for result in self._each(fetch, [k for k in keys if k not in set(here)]):
+        for result in self.each(fetch, [k for k in keys if k not in set(here)]):
             if isinstance(result, int):
                 done.files += 1
                 done.size += result
@@ -218,7 +218,7 @@ class Archivist:
 
         done = Transfer()
         good, bad = [], []
-        for file, problem in self._each(prove, files):
+        for file, problem in self.each(prove, files):
             if isinstance(problem, SeeChangeError):
                 done.failed(problem)
             elif problem:

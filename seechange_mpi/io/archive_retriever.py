@@ -8,7 +8,7 @@ from pathlib import Path
 from seechange_mpi.config.archive import ArchiveSettings
 from seechange_mpi.io.archive import Archive, fetch_file, needed_archive
 from seechange_mpi.io.records import read_record, record_of, recorded_hashes
-from seechange_mpi.model.errors import BadInput
+from seechange_mpi.model.errors import BadInput, ConfigError, TransientError
 
 BUNDLES = "bundles"
 
@@ -60,7 +60,12 @@ class ArchiveRetriever:
         """The archive, opened."""
         with self._lock:
             if self._archive is None:
-                self._archive = needed_archive(self.settings)
+                try:
+                    self._archive = needed_archive(self.settings)
+                except ConfigError as err:
+                    if self.settings.kind == "directory":  # a mount that is away may come back
+                        raise TransientError(f"a file is missing, and so is the archive: {err}") from None
+                    raise
             return self._archive
 
     def has(self, path: Path) -> bool:
