@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,7 @@ def open_s3(settings: ArchiveSettings) -> S3Archive:
     except (BotoCoreError, ValueError) as err:
         raise ConfigError(f"archive: {err}") from None
     where = f"{redact(settings.url).rstrip('/')}/" if settings.url else "s3://"
-    return S3Archive(client, str(settings.path), where)
+    return S3Archive(client, str(settings.path), where, settings.attempts, settings.pause_s)
 
 
 class S3Archive:
@@ -59,10 +60,11 @@ class S3Archive:
     client : of boto3.
     path : ``BUCKET`` or ``BUCKET/PREFIX``.
     where : what stands before that in the name of the archive.
+    attempts, pause_s : tries of a download that breaks off, and the time between; the rest boto3 tries again itself.
     """
 
-    def __init__(self, client: Any, path: str, where: str = "s3://") -> None:
-        self.client = client
+    def __init__(self, client: Any, path: str, where: str = "s3://", attempts: int = 1, pause_s: float = 0.0) -> None:
+        self.client, self.attempts, self.pause_s = client, attempts, pause_s
         self.bucket, _, prefix = path.strip("/").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
         self.name = f"{where}{path.strip('/')}"
@@ -88,6 +90,17 @@ class S3Archive:
 
     def download(self, key: str, sink: HashingSink) -> None:
         """Read an object as it comes (see `Archive.download`)."""
+        for left in reversed(range(self.attempts)):
+            try:
+                self._download(key, sink)
+            except TransientError:
+                if not left:
+                    raise
+                time.sleep(self.pause_s)
+            else:
+                return
+
+    def _download(self, key: str, sink: HashingSink) -> None:
         with self._told(f"download of {key}"):
             sink.restart()
             try:
