@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.io.bundle import section_shards
 from seechange_mpi.io.retrieval import bring_back
-from seechange_mpi.model.errors import BadInput, SeeChangeError
+from seechange_mpi.model.errors import BadInput, SeeChangeError, TransientError
 
 if TYPE_CHECKING:
     from seechange_mpi.db.archiving import Archivist
@@ -34,7 +34,8 @@ class ArchiveThread:
     """
 
     def __init__(self, config: Config, opened: Callable[[], Connection], note: Callable[[str], None]) -> None:
-        self.config, self.opened, self.note = config, opened, note
+        self.config, self._open, self.note = config, opened, note
+        self._closed = False
         self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._waiting: list[str] = []
         self._told = False
@@ -54,11 +55,20 @@ class ArchiveThread:
         ----------
         left_s : time that is left for it [s].
         """
+        if self._closed:
+            return
         self._todo.put(None)
         while self._thread.is_alive() and left_s() > 0:
             self._thread.join(_LOOK_S)
+        self._closed = True
         if self._waiting and self._thread.is_alive():
             self.note(f"not archived yet: {', '.join(self._waiting)}; {LATER}")
+
+    def _opened(self) -> Connection:
+        """Open a connection; none any more once the run has ended, which would start an embedded server again."""
+        if self._closed:
+            raise TransientError("the run has ended")
+        return self._open()
 
     def _run(self) -> None:
         while (identifier := self._todo.get()) is not None:
@@ -75,7 +85,7 @@ class ArchiveThread:
         from seechange_mpi.db.archiving import Archivist
 
         if self._archivist is None:
-            self._archivist = Archivist(self.config, self.opened)
+            self._archivist = Archivist(self.config, self._opened)
         done = self._archivist.push(identifier)
         if done.problems:
             more = f" (and {len(done.problems) - 1} more)" if len(done.problems) > 1 else ""
@@ -85,6 +95,8 @@ class ArchiveThread:
             self.note(f"{identifier}: archived, {done.files} files, {done.size / 1e6:.1f} MB in {seconds:.1f} s")
 
     def _fail(self, identifier: str, why: str) -> None:
+        if self._closed:
+            return
         self.note(f"{identifier}: committed, but not archived: {why}" + ("" if self._told else f"; {LATER}"))
         self._told = True
 

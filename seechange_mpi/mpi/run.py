@@ -134,6 +134,8 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
         if archive is not None:
             archive.close(left_s)
     finally:
+        if archive is not None:
+            archive.close(lambda: 0.0)
         progress.close()
         predictor.save(memory)
         observer.ended(int(code))

@@ -51,7 +51,7 @@ def bundle(workplace):
 
 def test_db_from_start_to_stop(verb):
     code, out, _ = verb("db", "init")
-    assert (code, out) == (0, "the schema is at revision 0005\n")
+    assert (code, out) == (0, "the schema is at revision 0007\n")
     code, out, _ = verb("db", "status")
     assert code == 0
     assert "PostgreSQL" in out

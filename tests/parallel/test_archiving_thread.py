@@ -17,8 +17,8 @@ class Keeper:
 
     answers: dict = {}
 
-    def __init__(self, _config, _opened):
-        pass
+    def __init__(self, _config, opened):
+        self.opened = opened
 
     def push(self, identifier):
         answer = self.answers[identifier]
@@ -64,6 +64,8 @@ def test_nobody_waits_longer_than_there_is_time(started):
     close(thread, 0.3)
     assert time.monotonic() - began < 5
     assert notes == ["not archived yet: a, b; seechange-mpi archive push uploads what is missing"]
+    with pytest.raises(TransientError, match="the run has ended"):
+        thread._archivist.opened()
     release.set()
 
 
