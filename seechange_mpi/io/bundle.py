@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,6 +148,24 @@ def _copy_section(sections: h5py.Group, shard: Path, folder: Path) -> None:
 def _check_format(f: h5py.File, path: str | Path, *formats: str) -> None:
     if f.attrs.get("format") not in formats:
         raise BadInput(path, "format", " or ".join(formats), f.attrs.get("format", "no format attribute"))
+    if int(f.attrs.get("version", VERSION)) > VERSION:
+        raise BadInput(path, "version of the format", f"at most {VERSION}, which this program knows",
+                       f"{f.attrs['version']}, written by version {f.attrs.get('code_version', '?')}: install that "
+                       "one or a later one")
+
+
+@contextmanager
+def opened_bundle(path: str | Path) -> Iterator[h5py.File]:
+    """Open a bundle for reading its attributes and tables.
+
+    Raises
+    ------
+    BadInput
+        It is missing, damaged, not a bundle, or one of a later version.
+    """
+    with open_h5(path) as f:
+        _check_format(f, path, FORMAT)
+        yield f
 
 
 def read_bundle(path: str | Path) -> BundleInfo:
@@ -201,8 +220,14 @@ def scan_exposure(folder: Path) -> ShardScan:
     return out
 
 
-def read_section(path: str | Path, section_id: str, pixels: bool = False) -> StoredSection:
+def read_section(path: str | Path, section_id: str, pixels: bool = False, parts: Container[str] | None = None
+                 ) -> StoredSection:
     """Read a section of a bundle or of a shard.
+
+    Parameters
+    ----------
+    pixels : read image planes and cutouts too.
+    parts : names of `SectionProducts`; only these products are read. None: all.
 
     Raises
     ------
@@ -217,7 +242,7 @@ def read_section(path: str | Path, section_id: str, pixels: bool = False) -> Sto
         if pixels and "shard" in group.attrs:
             with open_h5(Path(path).parent / str(group.attrs["shard"])):
                 pass  # a lost or truncated shard is named, not the bundle
-        return read_group(group, section_id, str(path), pixels=pixels)
+        return read_group(group, section_id, str(path), pixels=pixels, parts=parts)
 
 
 def bring_shard(path: str | Path, group: h5py.Group) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, astuple
 from typing import Any
 
@@ -123,53 +123,62 @@ def _write_sub(s: h5py.Group, sub: SubImage) -> None:
     set_attrs(s, {"zp": sub.zp, "method": sub.method, "metrics": canonical_json(sub.metrics)} | _bits(sub))
 
 
-def read_products(g: h5py.Group, path: str, *, pixels: bool) -> SectionProducts:
-    """Read the products of a section's group; without `pixels` large planes have shape (0, 0)."""
+def read_products(g: h5py.Group, path: str, *, pixels: bool, parts: Container[str] | None = None) -> SectionProducts:
+    """Read the products of a section's group; without `pixels` large planes have shape (0, 0).
+
+    Parameters
+    ----------
+    parts : names of `SectionProducts`; the others are passed over. None: all.
+    """
     p = SectionProducts()
-    if "image" in g or "image_meta" in g:
-        p.image = _read_image(g, pixels)
-    if "background" in g:
-        b = g["background"]
-        a = b.attrs
-        p.background = Background(b["mesh"][...], b["mesh_rms"][...], int(a["box_size"]),
-                                  (int(a["shape"][0]), int(a["shape"][1])), float(a["value"]), float(a["noise"]),
-                                  float(a.get("error", float("nan"))))
-    if "psf" in g:
-        h, a = g["psf"], g["psf"].attrs
-        p.psf = PSF(h["basis"][...], int(a["degree"]), float(a["x0"]), float(a["y0"]), float(a["x_scale"]),
-                    float(a["y_scale"]), float(a["fwhm_pixels"]), int(a["n_stars"]), float(a["chi2"]))
-    if "sources" in g:
-        radii = tuple(float(r) for r in g["sources"].attrs["aper_radii"])
-        p.sources = SourceList(read_table(g["sources"], SOURCES, path), radii)
-    if "wcs" in g:
-        p.wcs = _read_wcs(g["wcs"])
-    if "zeropoint" in g:
-        p.zp = _read_zero_point(g["zeropoint"].attrs)
-    if "sub" in g:
-        p.sub = _read_sub(g["sub"], pixels)
-    if "detections" in g:
-        p.detections = Detections(read_table(g["detections"], DETECTIONS, path))
-    if "cutouts" in g:
-        none = np.zeros((0, 0, 0), np.float32)
-        new, ref, sub = (g["cutouts"][n][...] if pixels else none for n in ("new", "ref", "sub"))
-        p.cutouts = Cutouts(new, ref, sub)
-    if "measurements" in g:
-        p.measurements = Measurements(read_table(g["measurements"], MEASUREMENTS, path))
-    image_attrs = g["image_meta"] if "image_meta" in g else g.get("image")
-    for product, place in (
-        (p.image, image_attrs), (p.background, g.get("background")), (p.psf, g.get("psf")),
-        (p.sources, g.get("sources")), (p.wcs, g.get("wcs")), (p.zp, g.get("zeropoint")), (p.sub, g.get("sub")),
-        (p.detections, g.get("detections")), (p.cutouts, g.get("cutouts")), (p.measurements, g.get("measurements")),
-    ):
-        if product is not None and place is not None:
+    for name, (members, read) in _READERS.items():
+        place = next((g[m] for m in members if m in g), None)
+        if place is None or not (parts is None or name in parts):
+            continue
+        product = read(g, path, pixels)
+        setattr(p, name, product)
+        if name != "scores":
             _read_bits(product, place.attrs)
-    for name in sorted(g["scores"]) if "scores" in g else ():
-        d = g["scores"][name]
-        p.scores.append(Scores(name, read_table(d, SCORES, path), json.loads(d.attrs["info"])))
     return p
 
 
-def _read_image(g: h5py.Group, pixels: bool) -> Image:
+def stored_parts(g: h5py.Group) -> tuple[str, ...]:
+    """Return the names (of `SectionProducts`) of the products that a section's group holds."""
+    return tuple(name for name, (members, _) in _READERS.items() if any(m in g for m in members))
+
+
+def _read_background(g: h5py.Group, _path: str, _pixels: bool) -> Background:
+    b = g["background"]
+    a = b.attrs
+    return Background(b["mesh"][...], b["mesh_rms"][...], int(a["box_size"]),
+                      (int(a["shape"][0]), int(a["shape"][1])), float(a["value"]), float(a["noise"]),
+                      float(a.get("error", float("nan"))))
+
+
+def _read_psf(g: h5py.Group, _path: str, _pixels: bool) -> PSF:
+    h, a = g["psf"], g["psf"].attrs
+    return PSF(h["basis"][...], int(a["degree"]), float(a["x0"]), float(a["y0"]), float(a["x_scale"]),
+               float(a["y_scale"]), float(a["fwhm_pixels"]), int(a["n_stars"]), float(a["chi2"]))
+
+
+def _read_sources(g: h5py.Group, path: str, _pixels: bool) -> SourceList:
+    radii = tuple(float(r) for r in g["sources"].attrs["aper_radii"])
+    return SourceList(read_table(g["sources"], SOURCES, path), radii)
+
+
+def _read_cutouts(g: h5py.Group, _path: str, pixels: bool) -> Cutouts:
+    none = np.zeros((0, 0, 0), np.float32)
+    new, ref, sub = (g["cutouts"][n][...] if pixels else none for n in ("new", "ref", "sub"))
+    return Cutouts(new, ref, sub)
+
+
+def _read_scores(g: h5py.Group, path: str, _pixels: bool) -> list[Scores]:
+    group = g["scores"]
+    return [Scores(name, read_table(group[name], SCORES, path), json.loads(group[name].attrs["info"]))
+            for name in sorted(group)]
+
+
+def _read_image(g: h5py.Group, _path: str, pixels: bool) -> Image:
     # a bundle keeps the image's attributes in an empty group, so that a lost shard does not hide them
     a = g["image_meta"].attrs if "image_meta" in g else g["image"].attrs
     flags = np.zeros((0, 0), np.uint16)
@@ -211,6 +220,22 @@ def _read_sub(s: h5py.Group, pixels: bool) -> SubImage:
     return SubImage(plane("image"), plane("weight"), plane("flags"), plane("score"), plane("flux"),
                     plane("flux_err"), s["psf"][...], float(s.attrs["zp"]), plane("ref_image"), plane("ref_flags"),
                     str(s.attrs["method"]), json.loads(s.attrs["metrics"]))
+
+_READERS: dict[str, tuple[tuple[str, ...], Callable[[h5py.Group, str, bool], Any]]] = {
+    "image": (("image_meta", "image"), _read_image),
+    "background": (("background",), _read_background),
+    "psf": (("psf",), _read_psf),
+    "sources": (("sources",), _read_sources),
+    "wcs": (("wcs",), lambda g, _path, _pixels: _read_wcs(g["wcs"])),
+    "zp": (("zeropoint",), lambda g, _path, _pixels: _read_zero_point(g["zeropoint"].attrs)),
+    "sub": (("sub",), lambda g, _path, pixels: _read_sub(g["sub"], pixels)),
+    "detections": (("detections",), lambda g, path, _pixels: Detections(read_table(g["detections"], DETECTIONS, path))),
+    "cutouts": (("cutouts",), _read_cutouts),
+    "measurements": (("measurements",),
+                     lambda g, path, _pixels: Measurements(read_table(g["measurements"], MEASUREMENTS, path))),
+    "scores": (("scores",), _read_scores),
+}
+"""Product -> members of the group that may hold its attributes, the first that is there, and how it is read."""
 
 
 def write_report(g: h5py.Group, report: SectionReport) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from seechange_mpi.io.section_h5 import (
     content_hash,
     read_products,
     read_report,
+    stored_parts,
     write_products,
     write_report,
 )
@@ -58,20 +59,26 @@ class ShardScan:
 def write_shard(
     shard_dir: str | Path, exposure: ExposureInfo, section_id: str, products: SectionProducts, report: SectionReport,
     provenance_ids: Mapping[str, str], inputs: Mapping[str, str], shape: tuple[int, int],
+    digests: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a shard under a temporary name, then rename it to ``<section>_<hash of content and origin>.h5``.
+
+    Parameters
+    ----------
+    digests : digests of what went in beyond `inputs` (``raw``, ``reference``), for `replay`.
 
     Raises
     ------
     TransientError
         The disk is full.
     """
-    return store_shard(shard_dir, exposure, section_id, products, report, provenance_ids, inputs, shape)[0]
+    return store_shard(shard_dir, exposure, section_id, products, report, provenance_ids, inputs, shape, digests)[0]
 
 
 def store_shard(
     shard_dir: str | Path, exposure: ExposureInfo, section_id: str, products: SectionProducts, report: SectionReport,
     provenance_ids: Mapping[str, str], inputs: Mapping[str, str], shape: tuple[int, int],
+    digests: Mapping[str, str] | None = None,
 ) -> tuple[Path, str]:
     """Write a shard (see `write_shard`); return its path and the sha256 of its bytes."""
     folder = Path(shard_dir)
@@ -85,7 +92,8 @@ def store_shard(
         total = content_hash(g, IMAGE_GROUPS + SUB_GROUPS)
         g.attrs.update({"provenance_ids": json.dumps(dict(provenance_ids), sort_keys=True),
                         "inputs": json.dumps(dict(inputs), sort_keys=True), "shape": shape,
-                        "content_hash": total, "image_hash": image, "sub_hash": sub})
+                        "content_hash": total, "image_hash": image, "sub_hash": sub,
+                        "digests": json.dumps(dict(digests or {}), sort_keys=True)})
         set_attrs(g.create_group("inputs"), dict(inputs))
         # the same pixels made in another way are another shard: an older bundle's shard is never replaced
         origin = f"{total} {g.attrs['provenance_ids']} {g.attrs['inputs']}"
@@ -94,17 +102,19 @@ def store_shard(
     return path, draft.sha256
 
 
-def read_group(g: object, section_id: str, path: str, *, pixels: bool) -> StoredSection:
-    """Read a section's group of a shard or bundle."""
+def read_group(g: object, section_id: str, path: str, *, pixels: bool, parts: Container[str] | None = None
+               ) -> StoredSection:
+    """Read a section's group of a shard or bundle; see `section_h5.read_products`."""
     import h5py
 
     assert isinstance(g, h5py.Group)
     a = g.attrs
     return StoredSection(
-        section_id, read_products(g, path, pixels=pixels), read_report(g),
+        section_id, read_products(g, path, pixels=pixels, parts=parts), read_report(g),
         json.loads(a.get("provenance_ids", "{}")), json.loads(a.get("inputs", "{}")),
         tuple(int(n) for n in a.get("shape", (0, 0))),  # type: ignore[arg-type]
-        str(a.get("content_hash", "")), path, str(a.get("image_hash", "")), str(a.get("sub_hash", "")))
+        str(a.get("content_hash", "")), path, str(a.get("image_hash", "")), str(a.get("sub_hash", "")),
+        json.loads(a.get("digests", "{}")), stored_parts(g))
 
 
 def read_shard(path: str | Path, pixels: bool = True) -> StoredSection:

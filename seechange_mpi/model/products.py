@@ -320,6 +320,8 @@ class Reference:
     exposure_identifier: str
     provenance_ids: dict[str, str]
     shard: str = ""
+    content_hash: str = ""
+    """`StoredSection.image_hash` of the section it was read from."""
 
 
 @dataclass(slots=True)
@@ -436,6 +438,9 @@ class StoredSection:
     content_hash : str, sha256 (hex) over the science content, volatile attributes left out.
     path : str, file it was read from.
     image_hash, sub_hash : str, sha256 over the products up to the zero point, and over those after it.
+    digests : dict, ``raw`` and ``reference`` -> digest of the raw section's pixels and of the reference's products;
+        empty in files of older versions.
+    parts : names of the products that the file holds, read or not.
     """
 
     section_id: str
@@ -448,3 +453,5 @@ class StoredSection:
     path: str
     image_hash: str = ""
     sub_hash: str = ""
+    digests: dict[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()

@@ -9,7 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from seechange_mpi.model.errors import BadInput
+from seechange_mpi.model.products import RawSection
 from seechange_mpi.model.task import PROCESS_OF_STEP, STEPS, ReferenceLink
 
 
@@ -32,6 +36,25 @@ def file_identity(path: str | Path) -> str:
         return f"{Path(path).name}:{_digest(str(path), stat.st_size, stat.st_mtime_ns)}"
     except OSError as err:
         raise BadInput(path, "input file", "a readable file", err.strerror) from None
+
+
+def raw_digest(raw: RawSection) -> str:
+    """Return a digest (sha256, 16 hex digits) of a raw section as it was read: pixels, gains, header."""
+    digest = hashlib.sha256()
+
+    def feed(name: str, plane: npt.NDArray[Any] | None) -> None:
+        if plane is not None:
+            digest.update(f"\n{name}{plane.dtype.str}{plane.shape}".encode())
+            digest.update(np.ascontiguousarray(plane).data)
+
+    for amp in (*raw.amplifiers, *raw.sources.values()):
+        digest.update(f"\n{amp.name}@{amp.x0},{amp.y0}:{amp.gain!r},{amp.read_noise_e!r},{amp.saturation_adu!r}".encode())
+        for name in ("data", "overscan", "parallel_overscan"):
+            feed(name, getattr(amp, name))
+    for name in ("weight", "mask", "mask_flags"):
+        feed(name, getattr(raw, name))
+    digest.update(raw.header_wcs.encode())
+    return digest.hexdigest()[:16]
 
 
 def identify(

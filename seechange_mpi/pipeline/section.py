@@ -15,21 +15,10 @@ from seechange_mpi.model.errors import AlgorithmError, BadInput, NoWork, SeeChan
 from seechange_mpi.model.products import Reference, SectionProducts, StoredSection
 from seechange_mpi.model.task import STEPS, Outcome, ReferenceLink, SectionReport, SectionTask, StepRecord
 from seechange_mpi.pipeline.badness import Judge, badness_of_failure, badness_of_products
+from seechange_mpi.pipeline.inputs import raw_digest
 from seechange_mpi.pipeline.metrics import StepMeter, begin_section, peak_rss_mb
+from seechange_mpi.pipeline.section_store import SectionStore
 from seechange_mpi.pipeline.top_level import Pipeline
-
-_PARTS_OF_STEP: dict[str, tuple[str, ...]] = {
-    "preprocessing": ("image",),
-    "extraction": ("background", "psf", "sources"),
-    "astrocal": ("wcs",),
-    "photocal": ("zp",),
-    "subtraction": ("sub",),
-    "detection": ("detections",),
-    "cutting": ("cutouts",),
-    "measuring": ("measurements",),
-    "scoring": ("scores",),
-}
-"""Attributes of `SectionProducts` that a step makes."""
 
 FINALIZE = "finalize"
 """What comes after the steps: the products become durable."""
@@ -40,7 +29,7 @@ beginning is raised in the step."""
 
 
 def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int = 0,
-                watch: StepWatch | None = None) -> Outcome:
+                watch: StepWatch | None = None, data: SectionStore | None = None) -> Outcome:
     """Process one section and return how it went.
 
     Every failure of a step ends in the report; the products made before it are stored all the same.
@@ -48,12 +37,16 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
     Parameters
     ----------
     task : SectionTask
+        Without ``shard_dir`` nothing is written.
     pipeline : Pipeline, optional
         Default: built from ``task.settings``.
     rank : int
         Rank of this process, for the report.
     watch : callable, optional
         Told of every step.
+    data : SectionStore, optional
+        Handed from step to step: its products up to ``task.reuse_through`` are kept, all others are made, and are in
+        it afterwards. Default: a new one.
     """
     report = SectionReport(rank=rank, host=socket.gethostname(), start_time=_now())
     runner: _SectionRun | None = None
@@ -62,7 +55,7 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
     reset_fallback_counts()
     begin_section()
     try:
-        runner = _SectionRun(task, pipeline or Pipeline.from_settings(task.settings), report, watch)
+        runner = _SectionRun(task, pipeline or Pipeline.from_settings(task.settings), report, watch, data)
         runner.run()
     except (SeeChangeError, StepTimeout, MemoryError) as err:
         _record_failure(report, err)
@@ -107,28 +100,38 @@ class _SectionRun:
     """State of one section while its steps run."""
 
     def __init__(self, task: SectionTask, pipeline: Pipeline, report: SectionReport,
-                 watch: StepWatch | None = None) -> None:
+                 watch: StepWatch | None = None, data: SectionStore | None = None) -> None:
         self.task = task
         self.watch = watch or (lambda _step, _record: None)
         self.pipeline = pipeline
         self.report = report
-        self.products = SectionProducts()
-        self.shape = (0, 0)
+        self.data = data if data is not None else SectionStore(task.exposure, task.section_id)
         self.reused: str = ""
         self.judge = Judge(pipeline.preprocessor.pars.badness, pipeline.badness, pipeline.subtractor.pars.badness,
                            task.camera.pixel_scale_arcsec)
-        if task.resume_from and task.reuse_through:
-            self._resume(task.resume_from, task.reuse_through)
+        self.data.inputs = dict(task.inputs)
+        self.data.report = report
+        if task.reuse_through and (task.resume_from or data is not None):
+            self._resume(task.reuse_through)
+        else:
+            self.data.keep_through(None)
 
-    def _resume(self, path: str, through: str) -> None:
+    @property
+    def products(self) -> SectionProducts:
+        """What has been made so far."""
+        return self.data.products
+
+    def _resume(self, through: str) -> None:
         from seechange_mpi.io.shard import read_shard
 
-        stored = read_shard(path, pixels=True)
-        for step in STEPS[: STEPS.index(through) + 1]:
-            for part in _PARTS_OF_STEP[step]:
-                setattr(self.products, part, getattr(stored.products, part))
-            self.report.steps.append(StepRecord(step, "reused"))
-        self.shape = stored.shape
+        data = self.data
+        if self.task.resume_from:
+            stored = read_shard(self.task.resume_from, pixels=True)
+            data.products, data.shape, data.digests = stored.products, stored.shape, stored.digests
+        else:
+            data.load(through)
+        data.keep_through(through)
+        self.report.steps += [StepRecord(step, "reused") for step in STEPS[: STEPS.index(through) + 1]]
         self.reused = through
         self.report.completed_step = through
 
@@ -179,7 +182,7 @@ class _SectionRun:
     def _preprocessing(self) -> None:
         task, preprocessor = self.task, self.pipeline.preprocessor
         raw = preprocessor.read(task.exposure, task.camera, task.section_id, task.calibration)
-        self.shape = raw.shape
+        self.data.shape, self.data.digests = raw.shape, {"raw": raw_digest(raw)}
         self.products.image = preprocessor.run(raw, task.exposure, task.calibration)
 
     def _extraction(self) -> None:
@@ -231,12 +234,14 @@ class _SectionRun:
         if link.instrument != self.task.camera.name:
             raise BadInput(link.path, f"reference of section {self.task.section_id}",
                            f"an exposure of camera {self.task.camera.name}", f"one of {link.instrument}")
-        return load_reference(link)
+        self.data.reference = load_reference(link)
+        return self.data.reference
 
     def _subtraction(self) -> None:
         if self._reference is None:
             raise NoWork("no_reference", "no reference covers this section; register one with "
                                          "'seechange-mpi refs add' and run again")
+        self.data.digests["reference"] = self._reference.content_hash
         self.products.sub = self.pipeline.subtractor.run(self.products, self._reference)
 
     def _detection(self) -> None:
@@ -268,7 +273,10 @@ class _SectionRun:
         p.scores = [self.pipeline.scorer.run(p.measurements, p.cutouts, p.sub)]
 
     def store(self) -> tuple[str, str]:
-        """Write the shard; return its name and sha256. What that costs comes too late for the shard's own report."""
+        """Write the shard; return its name and sha256. What that costs comes too late for the shard's own report.
+
+        Without a folder for it nothing is written.
+        """
         from seechange_mpi.io.shard import store_shard
 
         task = self.task
@@ -277,11 +285,14 @@ class _SectionRun:
                 "cutting": self.products.cutouts is not None,
                 "measuring": self.products.measurements is not None, "scoring": bool(self.products.scores)}
         ids = {process: pid for process, pid in task.provenances.items() if made.get(process, True)}
+        self.data.provenance_ids = dict(ids)
+        if not task.shard_dir:
+            return "", ""
         meter, status = StepMeter(), "failed"
         try:
             self.watch(FINALIZE, None)
             path, sha256 = store_shard(task.shard_dir, task.exposure, task.section_id, self.products, self.report,
-                                       ids, task.inputs, self.shape)
+                                       ids, task.inputs, self.data.shape, self.data.digests)
             status = "done"
         finally:
             record = meter.record(FINALIZE, status)
@@ -308,7 +319,7 @@ def load_reference(link: ReferenceLink) -> Reference:
                        "image, background, PSF, sources, WCS and zero point",
                        f"a section completed through '{stored.report.completed_step or 'nothing'}'")
     return Reference(p.image, p.background, p.psf, p.sources, p.wcs, p.zp, link.image_id,
-                     link.exposure_identifier, dict(link.provenance_ids), stored.path)
+                     link.exposure_identifier, dict(link.provenance_ids), stored.path, stored.image_hash)
 
 
 def summarize(products: SectionProducts, task: SectionTask, seconds: float) -> dict[str, float]:

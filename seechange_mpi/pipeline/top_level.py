@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seechange_mpi.config.settings import STEP_SECTIONS
 from seechange_mpi.model.errors import ConfigError
@@ -24,6 +24,9 @@ from seechange_mpi.pipeline.photocal import PhotCalibrator
 from seechange_mpi.pipeline.preprocessing import Preprocessor
 from seechange_mpi.pipeline.scoring import Scorer
 from seechange_mpi.pipeline.subtraction import Subtractor
+
+if TYPE_CHECKING:
+    from seechange_mpi.pipeline.section_store import SectionStore
 
 EXTRACTION_PARTS: tuple[str, ...] = ("sources", "bg", "wcs", "zp", "badness")
 """Sub-sections of ``extraction``: they share one provenance."""
@@ -130,8 +133,14 @@ class Pipeline:
             "scoring": self.scorer.pars.model_dump(),
         }
 
-    def run(self, task: SectionTask) -> Outcome:
-        """Process one section with this pipeline's parameters; see `pipeline.section.run_section`."""
+    def run(self, task: SectionTask, data: SectionStore | None = None) -> Outcome:
+        """Process one section with this pipeline's parameters; see `pipeline.section.run_section`.
+
+        Parameters
+        ----------
+        data : SectionStore, optional
+            Has the products afterwards, a `data_store.DataStore` for instance.
+        """
         from seechange_mpi.pipeline.section import run_section
 
-        return run_section(task, self)
+        return run_section(task, self, data=data)
