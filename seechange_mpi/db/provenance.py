@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seechange_mpi.db.bulk import insert_rows
+from seechange_mpi.model.errors import ConfigError
 from seechange_mpi.model.ids import stable_id
 from seechange_mpi.model.provenance import (
     CODE_VERSIONS,
@@ -18,13 +19,27 @@ from seechange_mpi.model.provenance import (
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
 
-__all__ = ["CODE_VERSIONS", "UPSTREAM_STEPS", "ProvenanceRecord", "provenance_id", "store_provenances"]
+__all__ = ["CODE_VERSIONS", "UPSTREAM_STEPS", "ProvenanceRecord", "find_record", "provenance_id", "records_of",
+           "store_provenances", "upstream_tree"]
+
+_RECORDS = (
+    "SELECT p._id, p.process, c.version_major, c.version_minor, c.version_patch, p.parameters, "
+    "ARRAY(SELECT u.upstream_id FROM provenance_upstreams u WHERE u.downstream_id = p._id ORDER BY 1) "
+    "FROM provenances p JOIN code_versions c ON p.code_version_id = c._id "
+)
+_SHORTEST = 4
 
 
 def store_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag: str | None = None) -> int:
-    """Insert provenances with code versions, upstream links and (optionally) a tag; return how many are new."""
+    """Insert provenances with code versions, upstream links and (optionally) a tag; return how many are new.
+
+    Raises
+    ------
+    TagConflict
+        The tag has another provenance of one of the processes; within a transaction nothing is written then.
+    """
     records = sorted({r.id: r for r in records}.values(), key=lambda r: r.id)
-    versions, rows, links, tags = {}, [], [], []
+    versions, rows, links = {}, [], []
     for r in records:
         major, minor, patch = (int(n) for n in (r.code_version.split(".") + ["0", "0"])[:3])
         version_id = stable_id("code_version", r.process, r.code_version)
@@ -44,8 +59,10 @@ def store_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag
             }
         )
         links += [{"upstream_id": u, "downstream_id": r.id} for u in r.upstream_ids]
-        if tag:
-            tags.append({"_id": stable_id("tag", tag, r.id), "tag": tag, "provenance_id": r.id})
+    if tag:
+        from seechange_mpi.db.tags import check_tag
+
+        check_tag(conn, tag, records)
     insert_rows(conn, "code_versions", list(versions.values()))
     new = insert_rows(conn, "provenances", rows)
     known = {
@@ -55,5 +72,47 @@ def store_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag
         )
     }
     insert_rows(conn, "provenance_upstreams", [link for link in links if link["upstream_id"] in known])
-    insert_rows(conn, "provenance_tags", tags)
+    if tag:
+        from seechange_mpi.db.tags import tag_provenances
+
+        tag_provenances(conn, tag, records)
     return new
+
+
+def _record(row: Any) -> ProvenanceRecord:
+    return ProvenanceRecord(row[0], row[1], ".".join(str(n) for n in row[2:5]), row[5], tuple(row[6]))
+
+
+def records_of(conn: Connection, ids: Iterable[str]) -> dict[str, ProvenanceRecord]:
+    """Return id -> record of those provenances that the database has."""
+    rows: list[Any] = conn.execute(_RECORDS + "WHERE p._id = ANY(%s)", (list(ids),)).fetchall()
+    return {r[0]: _record(r) for r in rows}
+
+
+def find_record(conn: Connection, name: str) -> ProvenanceRecord:
+    """Return the provenance with an id, or with an id that begins so.
+
+    Raises
+    ------
+    ConfigError
+        There is none, or there are several.
+    """
+    rows: list[Any] = conn.execute(
+        _RECORDS + "WHERE p._id = %(name)s OR (starts_with(p._id, upper(%(name)s)) AND %(long)s) "
+        "ORDER BY p._id = %(name)s DESC, p._id LIMIT 20",
+        {"name": name, "long": len(name) >= _SHORTEST}).fetchall()
+    if not rows:
+        raise ConfigError(f"{name}: no provenance with this id (or the beginning of one, {_SHORTEST} letters at least) "
+                          "is in the database; seechange-mpi prov tag list shows tags")
+    if len(rows) > 1 and rows[0][0] != name:
+        raise ConfigError(f"{name}: several provenances begin so: {', '.join(r[0] for r in rows)}; give more letters")
+    return _record(rows[0])
+
+
+def upstream_tree(conn: Connection, record: ProvenanceRecord) -> dict[str, ProvenanceRecord]:
+    """Return id -> record of a provenance and everything upstream of it."""
+    rows: list[Any] = conn.execute(
+        "WITH RECURSIVE up(id) AS (SELECT %s::text UNION SELECT u.upstream_id FROM provenance_upstreams u "
+        "JOIN up ON u.downstream_id = up.id) " + _RECORDS + "WHERE p._id IN (SELECT id FROM up)",
+        (record.id,)).fetchall()
+    return {r[0]: _record(r) for r in rows}

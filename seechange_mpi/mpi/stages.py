@@ -114,6 +114,7 @@ class Stages:
         self.catalog = catalog_spec(config)
         self.out_of_time: Callable[[], bool] = lambda: False
         """Asked between attempts at a commit."""
+        self._tag_checked: set[frozenset[str]] = set()
 
         self.log = RunLog(None, 0)
         self.archive: Callable[[str], None] = lambda _identifier: None
@@ -190,9 +191,20 @@ class Stages:
                 exposure, section, camera, settings, ids, str(shards), calibration, catalog, link,
                 str(plan.shard.path) if plan.shard else None, plan.reuse_through, inputs, self.options.first_step,
                 last, claim.attempt)
+        self._check_tag(prepared.records)
         if self.brings_inputs and retrieval.is_active():
             bring_inputs(prepared, self.config.settings.archive.streams)
         return prepared
+
+    def _check_tag(self, records: dict[str, ProvenanceRecord]) -> None:
+        """Refuse before anything is computed what the commit would refuse: see `db.tags.check_tag`."""
+        from seechange_mpi.db.tags import check_tag
+
+        tag, ids = self.config.settings.run.provenance_tag, frozenset(records)
+        if tag and ids not in self._tag_checked:
+            with self.opened() as conn:
+                check_tag(conn, tag, records.values())
+            self._tag_checked.add(ids)
 
     def _sections(self, camera: Camera, mjd: float) -> tuple[str, ...]:
         for s in self.options.sections:
@@ -233,14 +245,14 @@ class Stages:
         result.bundle = path
         fresh = bool(result.outcomes) or not is_whole(path)
         if fresh:
-            with self._timed("bundle", claim.identifier):
+            with self._timed("bundle", claim.identifier, path):
                 self._write_bundle(prepared, result, path)
         if lost():
             result.state = "given_back"
             result.message = LOST
             return
         try:
-            with self._timed("commit", claim.identifier):
+            with self._timed("commit", claim.identifier, path):
                 unchanged = self._patiently(lambda: self._commit(claim, prepared, result))
         except TransientError as err:
             result.state, result.passing = "uncommitted", True
@@ -254,10 +266,10 @@ class Stages:
             self._write_report(path, result)
 
     @contextmanager
-    def _timed(self, kind: Kind, identifier: str) -> Iterator[None]:
+    def _timed(self, kind: Kind, identifier: str, bundle: Path) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.log.event(kind, exposure=identifier, seconds=time.perf_counter() - started)
+        self.log.event(kind, exposure=identifier, seconds=time.perf_counter() - started, bundle=str(bundle))
 
     def _write_bundle(self, prepared: Prepared, result: ExposureResult, path: Path) -> None:
         shards, failures = [], {}
