@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "report": "Write an HTML report of bundles: tables, focal plane, cutouts.",
     "submit": "Hand a batch job to Slurm that processes exposures or the queue.",
     "clean": "Make room: remove shards and raw copies that the archive has for certain.",
+    "replay": "Rerun a section from what its bundle says of it, and compare.",
     "simulate": "Make raw exposures of an invented sky, with truth tables.",
 }
 GROUPS: dict[str, str] = {
@@ -30,6 +31,7 @@ GROUPS: dict[str, str] = {
     "catalog": "Star catalogues: build a folder from Gaia's files, show what is there.",
     "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",
     "archive": "Archive: push, pull, status, verify; missing files come back by themselves.",
+    "prov": "Provenances: show, compare, tag.",
     "db": "Science database: init, start, stop, status, commit.",
     "mps": "Several ranks on one GPU: start, stop, status of CUDA MPS.",
     "camera": "Cameras: list, show, and check a YAML of your own.",

@@ -141,6 +141,18 @@ class Config:
         return cls._current
 
     @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Config:
+        """Return a configuration of given values over the defaults; no file of the user's is read."""
+        new = cls.__new__(cls)
+        merged = _Merged()
+        merged.load(DEFAULT_FILE)
+        merged.merge(values, "given", extend=False)
+        new.path = None
+        new._values, new._sources = merged.values, merged.sources
+        new.settings = Settings(**copy.deepcopy(merged.values))
+        return new
+
+    @classmethod
     def reset(cls) -> None:
         """Forget the process's configuration (tests)."""
         cls._current = None
