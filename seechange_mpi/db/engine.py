@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from seechange_mpi.config.resolve import Config, redact
 from seechange_mpi.db.server import EmbeddedServer
-from seechange_mpi.model.errors import TransientError
+from seechange_mpi.model.errors import ConfigError, TransientError
 
 Connection = psycopg.Connection[tuple[object, ...]]
 EMBEDDED = "embedded"
@@ -28,6 +29,8 @@ def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connecti
     ------
     TransientError
         No attempt succeeded: names the server (without password) and the reason.
+    ConfigError
+        The server answers, but has no such database or user.
     """
     reason = ""
     for attempt in range(attempts):
@@ -36,6 +39,8 @@ def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connecti
                                    **_liveness(url))
         except psycopg.OperationalError as err:
             reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+            if re.search(r'FATAL: +(database|role) ".*" does not exist|authentication failed', reason):
+                raise ConfigError(f"database.url {redact(url)} is wrong: {reason}") from None
             if attempt + 1 < attempts:
                 time.sleep((0.3 * 2**attempt) * (0.5 + random.random()))
     raise TransientError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from seechange_mpi.model.errors import ConfigError
 
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
@@ -42,13 +45,46 @@ _HEAD = "0007"
 
 
 def upgrade(conn: Connection, revision: str = "head") -> bool:
-    """Migrate up to `revision`; return whether anything changed. One process at a time."""
-    if revision == "head" and current(conn) == _HEAD:
+    """Migrate up to `revision`; return whether anything changed. One process at a time.
+
+    Raises
+    ------
+    ConfigError
+        The database is not this program's, or its schema is newer.
+    """
+    found = current(conn)
+    if revision == "head" and found == _HEAD:
         conn.rollback()
         return False
+    _check(conn, found)
     conn.rollback()
     _run(conn, "upgrade", revision)
     return True
+
+
+def revisions() -> list[str]:
+    """Return the revisions of this code's schema, the last one being its head; alembic is not imported."""
+    return sorted(p.name.partition("_")[0] for p in (_FOLDER / "versions").glob("[0-9]*.py"))
+
+
+def _check(conn: Connection, found: str | None) -> None:
+    """Refuse a database that this code did not make, or that a later version of it has changed."""
+    where = f"database {conn.info.dbname} on {conn.info.host or 'this host'}"
+    own = "give seechange-mpi a database of its own (database.url)"
+    known = revisions()
+    if found is None:
+        from seechange_mpi.db.schema import metadata
+
+        rows: list[Any] = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND "
+                                       "tablename = ANY(%s) ORDER BY 1", (sorted(metadata.tables),)).fetchall()
+        if rows:
+            names = ", ".join(str(r[0]) for r in rows[:4]) + (" …" if len(rows) > 4 else "")
+            raise ConfigError(f"{where} has tables that another program made ({names}): {own}")
+    elif found not in known:
+        if re.fullmatch(r"\d{4}", found) and found > known[-1]:
+            raise ConfigError(f"{where} has schema revision {found}, newer than this program knows ({known[-1]}): "
+                              "install the version of seechange-mpi that made it, or a later one")
+        raise ConfigError(f"{where} belongs to another program (its alembic revision is {found}): {own}")
 
 
 def downgrade(conn: Connection, revision: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from seechange_mpi.model.tables import Column, dtype_of
 
 LIBVER = ("earliest", "v110")
 """Readable by HDF5 1.10, which clusters still have."""
+_SEARCHED_BYTES = 1 << 26
 _ZSTD = dict(hdf5plugin.Zstd(clevel=3))
 
 
@@ -91,6 +93,29 @@ def get_text(group: h5py.Group, key: str, default: str = "") -> str:
     return str(group.attrs[key]) if key in group.attrs else default
 
 
+def _has_broken_heap(path: str | Path) -> bool:
+    """Whether a heap of texts has an entry of no length, as where blocks of the file were lost and read as zeros.
+
+    HDF5 (2.0) never comes back from reading such a heap. Larger files than bundles usually are, are not searched.
+    """
+    size = os.path.getsize(path)
+    if not 0 < size <= _SEARCHED_BYTES:
+        return False
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(b"GCOL\x01")
+        while at >= 0:
+            end = at + int.from_bytes(data[at + 8 : at + 16], "little")
+            k = at + 16
+            while k + 16 <= min(end, size):
+                is_free = data[k : k + 2] == b"\0\0"
+                length = int.from_bytes(data[k + 8 : k + 16], "little")
+                if is_free and length == 0:
+                    return True
+                k += length if is_free else 16 + (length + 7) // 8 * 8
+            at = data.find(b"GCOL\x01", at + 4)
+    return False
+
+
 @contextmanager
 def open_h5(path: str | Path) -> Iterator[h5py.File]:
     """Open a file for reading. One that is gone is brought back from the archive where there is one.
@@ -105,11 +130,14 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
     if not os.path.exists(path):
         bring_back(Path(path))
     try:
+        if _has_broken_heap(path):
+            raise OSError("texts are lost")
         with h5py.File(path, "r", locking=False) as f:
             yield f
     except FileNotFoundError:
         raise BadInput(path, "HDF5 file", "a file", "no such file") from None
-    except (OSError, KeyError, RuntimeError) as err:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as err:
+        # the last three: JSON or links that are garbled
         raise BadInput(path, "HDF5 file", "a whole file", f"missing or damaged content: {err}") from None
 
 

@@ -54,7 +54,8 @@ class Recipe:
 
     Attributes
     ----------
-    task : as the run had it; without a folder for shards.
+    task : as the run had it; without a folder for shards. Where the first step is a later one, it goes on from the
+        products that it is given.
     steps : the steps to be rerun.
     unknown : what the bundle, written by an older version, does not say and was not checked.
     scratch : folder that must stay while the task is run; None: none.
@@ -114,12 +115,32 @@ def recipe_of(bundle: Path, section_id: str, steps: Sequence[str], places: Place
             raise BadInput(bundle, f"input '{name}' of section {section_id}", value,
                            f"{found.get(name, 'none')}{_hint(name)}")
     task = SectionTask(exposure, section_id, camera, pipeline.settings(), {p: r.id for p, r in tree.items()}, "",
-                       calibration, catalog, link, inputs=dict(stored.inputs), first_step=chosen[0],
-                       last_step=chosen[-1])
+                       calibration, catalog, link, None, step_before(chosen[0]), dict(stored.inputs),
+                       chosen[0], chosen[-1])
     out = Recipe(stored, info, task, pipeline, chosen, scratch=scratch)
     _check_raw(out)
     _check_reference(out)
     return out
+
+
+def task_of(data: DataStore, first: str, last: str = STEPS[-1], places: Places | None = None) -> SectionTask:
+    """Return a task that redoes the newest stored products of a section from a step on, in memory.
+
+    ``Pipeline(detection={"threshold": 4}).run(task_of(ds, "detection"), ds)`` leaves the new products in ``ds``.
+
+    Raises
+    ------
+    BadInput, ConfigError
+        See `recipe_of`.
+    """
+    steps = STEPS[STEPS.index(first): STEPS.index(last) + 1]
+    return recipe_of(data.holdings[0].path, data.section_id, steps, places or Places()).task
+
+
+def step_before(step: str) -> str | None:
+    """Return the step before another; None: it is the first."""
+    k = STEPS.index(step)
+    return STEPS[k - 1] if k else None
 
 
 def _steps(bundle: Path, stored: StoredSection, asked: Sequence[str]) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from seechange_mpi import __version__
 from seechange_mpi.model.products import SectionProducts
-from seechange_mpi.model.task import STEPS, SectionReport
+from seechange_mpi.model.task import SectionReport
 from seechange_mpi.pipeline.section_store import PARTS_OF_STEP, SectionStore, parts_through
 from seechange_mpi.replay.compare import Difference, compare_products
-from seechange_mpi.replay.inputs import Places, Recipe, recipe_of
+from seechange_mpi.replay.inputs import Places, Recipe, recipe_of, step_before
 
 
 @dataclass(slots=True)
@@ -67,8 +67,7 @@ def replay_section(bundle: str | Path, section_id: str, steps: Sequence[str] = (
 
 def _replay_step(recipe: Recipe, step: str, out: Replayed) -> None:
     """Rerun one step on what is stored of those before it."""
-    k = STEPS.index(step)
-    before = STEPS[k - 1] if k else None
+    before = step_before(step)
     # fresh objects: badness is written into them
     kept = {name: _copied(getattr(recipe.stored.products, name)) for name in parts_through(before)} if before else {}
     data = SectionStore(recipe.task.exposure, recipe.task.section_id, SectionProducts(**kept))
