@@ -30,8 +30,8 @@ def command(
     what is missing or is not what it was is refused. Nothing is written. A configuration is only needed where a
     database must be asked for registered calibration frames or the reference.
 
-    Exit code 0 if everything is the same (to the last bit, or within the tolerances of seechange_mpi/replay/compare.py),
-    3 if something differs, 2 or 4 if it cannot be rerun.
+    Exit code 0 if everything is the same (to the last bit, or within the tolerances that are printed), 3 if something
+    differs, 2 or 4 if it cannot be rerun.
 
     Examples: seechange-mpi replay bundles/exp1/exp1_K6ILA3.h5 --section S1
               seechange-mpi replay bundles/exp1/exp1_K6ILA3.h5 --section S1 --step detection --step measuring

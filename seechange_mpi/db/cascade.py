@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg import sql
 
-from seechange_mpi.db.linking import lock_sky
+from seechange_mpi.db.linking import Patch, lock_sky
 from seechange_mpi.db.replace import delete_subs, objects_of
 from seechange_mpi.db.schema import metadata
 from seechange_mpi.model.errors import ConfigError, SeeChangeError
@@ -221,7 +221,7 @@ def delete_rows(conn: Connection, names: Sequence[str], shown: Deletion, radius_
         subs = [i.id for i in shown.images if i.is_sub]
         lost, ra, dec = objects_of(conn, subs)
         if len(ra):
-            lock_sky(conn, ra, dec, radius_arcsec)
+            lock_sky(conn, Patch.around(ra, dec, radius_arcsec))
         if _plan(conn, names).rows != shown.rows:
             raise SeeChangeError("the database has changed since this was shown: look again; nothing was deleted")
         science = {"images": [i.id for i in shown.images if not i.is_sub]}
