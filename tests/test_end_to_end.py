@@ -135,6 +135,21 @@ def test_a_changed_parameter_redoes_its_step_and_what_follows(by_ranks, tiny_sur
     config = by_ranks[5]
     new = tiny_survey.exposures[1]
     assert cli("run", "--config", config, new, "--dry-run", "--set", "detection.threshold=7") == 0
-    assert capsys.readouterr().out.count("detection … scoring (the rest is reused)") == 3
+    out = capsys.readouterr().out
+    assert out.count("detection … scoring (the rest is reused)") == 3
+    assert "refused" not in out
+    (bundle,) = (Config(config).bundles / new.stem).glob("*.h5")
+    assert cli("prov", "tag", "add", "dr1", bundle, "--config", config) == 0
+    changed = ("--set", "detection.threshold=7", "--set", "run.provenance_tag=dr1")
+    assert cli("run", "--config", config, new, "--dry-run", *changed) == 0
+    assert "a run would be refused: tag 'dr1' has another provenance of cutting" in capsys.readouterr().out
+    before = dump(config)
+    assert cli("run", "--config", config, new, "--no-report", *changed) == 4
+    assert "tag 'dr1' has another provenance of cutting" in capsys.readouterr().out, "before anything is computed"
+    assert {t: r for t, r in dump(config).items() if t not in ("knownexposures", "commit_fence")} == {
+        t: r for t, r in before.items() if t not in ("knownexposures", "commit_fence")}
+    plan = ("run", "--config", config, new, "--dry-run", "--set", "detection.threshold=7", "--set")
+    assert cli(*plan, "run.provenance_tag=other") == 0
+    assert "refused" not in capsys.readouterr().out
     assert cli("run", "--config", config, new, "--dry-run", "--set", "run.report=false") == 0
     assert capsys.readouterr().out.count("complete") == 3

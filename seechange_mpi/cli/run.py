@@ -12,7 +12,7 @@ import typer
 
 from seechange_mpi.cli.common import ConfigOption, SetOption, load_config
 from seechange_mpi.cli.main import explain
-from seechange_mpi.model.errors import Drain, ExitCode, LostRank, SeeChangeError
+from seechange_mpi.model.errors import ConfigError, Drain, ExitCode, LostRank, SeeChangeError
 from seechange_mpi.model.task import STEPS
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _dry_run(resolved: Config, opened: Callable[[], Connection], request: Reques
     code = int(ExitCode.OK)
     for claim in claims:
         try:
-            prepared = stages.prepare(claim)
+            prepared = stages.prepare(claim, planning=True)
         except SeeChangeError as err:
             typer.echo(f"\n{claim.identifier}: cannot be processed: {err}")
             code = int(ExitCode.EXPOSURE_FAILED)
@@ -241,4 +241,8 @@ def _dry_run(resolved: Config, opened: Callable[[], Connection], request: Reques
             lacks = f"; missing calibration: {', '.join(missing)}" if missing else ""
             plan = prepared.plans[section].describe(prepared.last_steps[section])
             typer.echo(f"  {section:<6} {plan}; {link}{lacks}")
+        try:
+            stages.check_tag(prepared.records)
+        except ConfigError as err:
+            typer.echo(f"  a run would be refused: {err}")
     return code

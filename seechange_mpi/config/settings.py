@@ -127,9 +127,8 @@ class RunSettings(Parameters):
     silence_s: float = par(120.0, "a rank at work that is not heard of for so long is lost, and the job ends", unit="s",
                            critical=False, gt=10)
     poll_s: float = par(10.0, "mean time between questions to an empty queue", unit="s", critical=False, gt=0)
-    provenance_tag: str | None = par("current", "tag given to the provenances of this run; a tag has one provenance of "
-                                                "each process, other parameters need another; null = none",
-                                     critical=False)
+    provenance_tag: str | None = par(None, "tag given to the provenances of this run; a tag has one provenance of "
+                                           "each process, other parameters need another; null = none", critical=False)
     patience_s: float = par(180.0, "how long a database or conductor may be away before work that needs it is put off",
                             unit="s", critical=False, ge=0)
 

@@ -139,9 +139,17 @@ class Stages:
             return
         self._tell(lambda: self.source.fail(claim, first, counts_of(result)), claim.identifier)
 
-    def prepare(self, claim: Claim) -> Prepared:
-        """Find what the sections of an exposure need; a database that is away is waited for (see `_prepare`)."""
-        return self._patiently(lambda: self._prepare(claim))
+    def prepare(self, claim: Claim, *, planning: bool = False) -> Prepared:
+        """Find what the sections of an exposure need; a database that is away is waited for (see `_prepare`).
+
+        Parameters
+        ----------
+        planning : nothing will be run, so that a tag without room for the provenances is no obstacle.
+        """
+        prepared = self._patiently(lambda: self._prepare(claim))
+        if not planning:
+            self._patiently(lambda: self.check_tag(prepared.records))
+        return prepared
 
     def _patiently(self, call: Callable[[], T]) -> T:
         return patiently(call, patience_s=self.config.settings.run.patience_s, stop=self.out_of_time, tell=self.note)
@@ -191,12 +199,11 @@ class Stages:
                 exposure, section, camera, settings, ids, str(shards), calibration, catalog, link,
                 str(plan.shard.path) if plan.shard else None, plan.reuse_through, inputs, self.options.first_step,
                 last, claim.attempt)
-        self._check_tag(prepared.records)
         if self.brings_inputs and retrieval.is_active():
             bring_inputs(prepared, self.config.settings.archive.streams)
         return prepared
 
-    def _check_tag(self, records: dict[str, ProvenanceRecord]) -> None:
+    def check_tag(self, records: dict[str, ProvenanceRecord]) -> None:
         """Refuse before anything is computed what the commit would refuse: see `db.tags.check_tag`."""
         from seechange_mpi.db.tags import check_tag
 

@@ -20,5 +20,6 @@ def processed(tmp_path_factory):
         trails_per_exposure=0))
     survey = Survey(root)
     with databases_of(survey, tmp_path_factory.mktemp("base")) as databases:
-        assert run_cli("run", "--config", databases.base, *survey.exposures[1:], "--no-report") == 0
+        assert run_cli("run", "--config", databases.base, *survey.exposures[1:], "--no-report", "--set",
+                       "run.provenance_tag=current") == 0
         yield databases.base, survey
