@@ -189,7 +189,7 @@ def test_section_report_says_that_the_cpu_did_it(stand_in, monkeypatch):
 
     monkeypatch.setattr(section._SectionRun, "__init__", lambda *_: None)
     monkeypatch.setattr(section._SectionRun, "run", run)
-    monkeypatch.setattr(section._SectionRun, "store", lambda self: "shard")
+    monkeypatch.setattr(section._SectionRun, "store", lambda self: ("shard", ""))
     monkeypatch.setattr(section._SectionRun, "products", section.SectionProducts(), raising=False)
     task = type("Task", (), {"settings": {}, "section_id": "S1",
                              "exposure": type("Exposure", (), {"identifier": "e"})()})()
