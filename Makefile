@@ -50,6 +50,7 @@ bench: venv  ## benchmarks against rivals; results in docs/benchmarks.md
 	@$(BIN)/python benchmarks/calibration.py
 	@$(BIN)/python benchmarks/scale.py
 	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/database.py
 
 lock: venv  ## pin today's versions of every dependency
 	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed '/^seechange/d' > .all.lock

@@ -38,9 +38,9 @@ def use_archive(config: Config) -> None:
     if config.settings.archive.kind == "none":
         set_retriever(None)
         return
-    from seechange_mpi.io.archive_retriever import ArchiveRetriever, Layout
+    from seechange_mpi.io.archive_retriever import ArchiveRetriever
 
-    set_retriever(ArchiveRetriever(Layout(config.root, config.bundles), config.settings.archive))
+    set_retriever(ArchiveRetriever.of(config))
 
 
 def chosen_run(run: Path | None, config: Config) -> Path:

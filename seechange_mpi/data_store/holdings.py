@@ -9,6 +9,7 @@ from pathlib import Path
 
 from seechange_mpi.io.bundle import opened_bundle
 from seechange_mpi.io.h5util import get_text
+from seechange_mpi.io.retrieval import ensure
 from seechange_mpi.io.section_h5 import stored_parts
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.ids import stable_id
@@ -18,14 +19,14 @@ Opener = Callable[[Path], Path]
 
 
 def local_file(path: Path) -> Path:
-    """Return the path itself: files are looked for nowhere but where they were written.
+    """Return the path itself, of a file where it was written, brought back from the archive if it is gone.
 
     Raises
     ------
     BadInput
-        There is no such file.
+        There is no such file, nor an archive that has it.
     """
-    if not path.is_file():
+    if not ensure(path):
         raise BadInput(path, "bundle", "a file where it was written", "no such file")
     return path
 

@@ -27,6 +27,7 @@ from seechange_mpi.data_store.holdings import (
 )
 from seechange_mpi.data_store.of_reference import ReferenceProducts
 from seechange_mpi.io.bundle import exposure_folder, read_bundle, read_section
+from seechange_mpi.io.retrieval import is_active, set_retriever
 from seechange_mpi.model.errors import BadInput, ConfigError
 from seechange_mpi.model.exposure import identifier_of
 from seechange_mpi.model.products import Reference
@@ -84,6 +85,8 @@ class DataStore(ReferenceProducts):
         if (exposure_id is None) == (image_id is None):
             raise ConfigError("a DataStore needs an exposure_id (with section_id), or else an image_id")
         self._begin(config, conn, opener)
+        if self._config is not None or conn is None:
+            self._use_archive()
         tree: dict[str, str | ProvenanceRecord] = {}
         with self._session() as opened:
             if image_id is not None:
@@ -108,6 +111,13 @@ class DataStore(ReferenceProducts):
         self._references: dict[str, DataStore] = {}
         self._only: Path | None = None
 
+    def _use_archive(self) -> None:
+        """Have missing files brought back from the configured archive in this process, unless it does so already."""
+        if not is_active() and self.config.settings.archive.kind != "none":
+            from seechange_mpi.io.archive_retriever import ArchiveRetriever
+
+            set_retriever(ArchiveRetriever.of(self.config))
+
     @classmethod
     def from_bundle(cls, path: str | Path, section_id: str | int | None = None, *,
                     config: Config | str | Path | None = None, conn: Connection | None = None,
@@ -119,6 +129,8 @@ class DataStore(ReferenceProducts):
         new = cls.__new__(cls)
         new._begin(config, conn, opener)
         new._only = Path(path).absolute()
+        if new._config is not None:
+            new._use_archive()
         found = holdings_of(opener(new._only))
         section = choose_section((h.section_id for h in found), section_id, str(path))
         new._take([h for h in found if h.section_id == section], section)

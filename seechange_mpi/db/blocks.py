@@ -51,12 +51,6 @@ class Block:
         """Return a column with one entry per row."""
         return _full(self.columns[name], self.n)
 
-    def take(self, chosen: npt.NDArray[Any]) -> Block:
-        """Return some of the rows, by index or mask."""
-        n = int(np.count_nonzero(chosen)) if chosen.dtype == bool else len(chosen)
-        return Block(n, {k: v[chosen] if isinstance(v, np.ndarray) else v for k, v in self.columns.items()},
-                     {k: v[chosen] for k, v in self.nulls.items()})
-
 
 def concatenate(blocks: Sequence[Block]) -> Block:
     """Put blocks of the same columns one below the other."""

@@ -18,7 +18,7 @@ from seechange_mpi.db.linking import Patch, link, lock_sky
 from seechange_mpi.db.provenance import store_provenances
 from seechange_mpi.db.replace import compare_parts, delete_subs, objects_of, objects_taken, write_products
 from seechange_mpi.db.rows import PartRows, exposure_row, image_part, report_row, sub_part
-from seechange_mpi.io.bundle import read_bundle, read_section
+from seechange_mpi.io.bundle import read_bundle, read_tables
 from seechange_mpi.model.errors import SeeChangeError, TransientError
 from seechange_mpi.model.ids import stable_id
 
@@ -87,7 +87,7 @@ def commit_bundle(
     """
     started = time.perf_counter()
     info = read_bundle(path)
-    sections = [read_section(path, s, pixels=False) for s in info.section_ids]
+    sections = read_tables(path)
     parts = [p for s in sections for p in (image_part(info, s), sub_part(info, s)) if p is not None]
     result = CommitResult(seconds={"read": time.perf_counter() - started})
 

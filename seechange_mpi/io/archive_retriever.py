@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seechange_mpi.config.archive import ArchiveSettings
 from seechange_mpi.io.archive import Archive, fetch_file, needed_archive
 from seechange_mpi.io.records import read_record, record_of, recorded_hashes
 from seechange_mpi.model.errors import BadInput, ConfigError, TransientError
+
+if TYPE_CHECKING:
+    from seechange_mpi.config.resolve import Config
 
 BUNDLES = "bundles"
 
@@ -54,6 +58,11 @@ class ArchiveRetriever:
         self._archive: Archive | None = None
         self._lock = threading.Lock()
         self._in_work: dict[Path, threading.Lock] = {}
+
+    @classmethod
+    def of(cls, config: Config) -> ArchiveRetriever:
+        """The one of a configuration."""
+        return cls(Layout(config.root, config.bundles), config.settings.archive)
 
     @property
     def archive(self) -> Archive:

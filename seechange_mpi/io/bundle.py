@@ -245,6 +245,18 @@ def read_section(path: str | Path, section_id: str, pixels: bool = False, parts:
         return read_group(group, section_id, str(path), pixels=pixels, parts=parts)
 
 
+def read_tables(path: str | Path) -> list[StoredSection]:
+    """Read all sections of a bundle without their pixels, with one opening of the file.
+
+    Raises
+    ------
+    BadInput
+        It is missing, damaged or not a bundle.
+    """
+    with opened_bundle(path) as f:
+        return [read_group(g, section, str(path), pixels=False) for section, g in f["sections"].items()]
+
+
 def bring_shard(path: str | Path, group: h5py.Group) -> None:
     """Bring the shard back to which a section of a bundle links, if it is gone and in an archive."""
     if "shard" in group.attrs:

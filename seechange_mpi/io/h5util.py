@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,15 @@ def _has_broken_heap(path: str | Path) -> bool:
 
     HDF5 (2.0) never comes back from reading such a heap. Larger files than bundles usually are, are not searched.
     """
-    size = os.path.getsize(path)
-    if not 0 < size <= _SEARCHED_BYTES:
+    found = os.stat(path)
+    if not 0 < found.st_size <= _SEARCHED_BYTES:
         return False
+    return _search_heaps(str(path), found.st_size, found.st_ino, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _search_heaps(path: str, size: int, _inode: int, _modified: int) -> bool:
+    """Search a file once: a bundle is opened for every section of it."""
     with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = data.find(b"GCOL\x01")
         while at >= 0:
@@ -136,9 +143,12 @@ def open_h5(path: str | Path) -> Iterator[h5py.File]:
             yield f
     except FileNotFoundError:
         raise BadInput(path, "HDF5 file", "a file", "no such file") from None
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as err:
-        # the last three: JSON or links that are garbled
+    except (OSError, KeyError, RuntimeError) as err:
         raise BadInput(path, "HDF5 file", "a whole file", f"missing or damaged content: {err}") from None
+    except (ValueError, TypeError, AttributeError) as err:
+        # JSON or links that are garbled; the traceback stays, since a mistake in the reading code looks the same
+        raise BadInput(path, "HDF5 file", "a whole file",
+                       f"missing or damaged content: {type(err).__name__}: {err}") from err
 
 
 @dataclass(slots=True)

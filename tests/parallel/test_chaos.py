@@ -142,7 +142,11 @@ def contents(config: Path, exposures: list[Path]) -> dict[str, object]:
     """What the bundles hold, by exposure."""
     out: dict[str, object] = {}
     for e in exposures:
-        (path,) = (Config(config).bundles / e.stem).glob("*.h5")
+        folder = Config(config).bundles / e.stem
+        there = [p.name for p in folder.rglob("*")] if folder.is_dir() else "no such folder"
+        bundles = list(folder.glob("*.h5"))
+        assert len(bundles) == 1, f"{folder}: {there}"
+        (path,) = bundles
         assert validate_bundle(path) == []
         info = read_bundle(path)
         sections = {s: read_section(path, s, pixels=False) for s in info.section_ids}

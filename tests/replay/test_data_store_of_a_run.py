@@ -5,9 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from surveys import run_cli
 
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.data_store import DataStore
+from seechange_mpi.io.retrieval import set_retriever
+from seechange_mpi.model.errors import BadInput
 from seechange_mpi.pipeline import Pipeline
 from seechange_mpi.replay.compare import compare_products
 from seechange_mpi.replay.inputs import task_of
@@ -41,6 +44,28 @@ def test_a_tree_from_a_tag_a_run_and_a_bundle(processed):
     by_bundle = ds.load_prov_tree(bundle=ds.holdings[0].path)
     assert dict(by_tag) == dict(by_run) == dict(by_bundle)
     assert ds.get_provenance("scoring").id == ds.holdings[0].provenance_ids["scoring"]
+
+
+def test_files_that_are_gone_come_back_from_the_archive(processed, tmp_path):
+    config, survey = processed
+    name = survey.exposures[2].stem
+    archive = ["archive.kind=directory", f"archive.path={tmp_path}"]
+    assert run_cli("archive", "push", name, "--config", config, "--set", archive[0], "--set", archive[1]) == 0
+    set_retriever(None)
+    folder = Config(config).bundles / name
+    files = sorted(folder.rglob("*.h5"))
+    content = [p.read_bytes() for p in files]
+    for p in files:
+        p.unlink()
+    with pytest.raises(BadInput, match="no such file"):
+        DataStore(name, "T1", config=config)
+    try:
+        ds = DataStore(name, "T1", config=Config(config, archive))
+        assert ds.get_image().data.shape == (400, 400)
+        assert len(ds.get_cutouts().new) == len(ds.get_detections().table)
+    finally:
+        set_retriever(None)
+    assert [p.read_bytes() for p in files] == content
 
 
 def test_a_pipeline_goes_on_from_what_the_store_finds(processed):
