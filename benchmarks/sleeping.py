@@ -258,7 +258,7 @@ def longest_first(durations: list[float], workers: int) -> float:
 def main() -> None:
     """Run sleeping exposures in the ranks of this job, or in one process."""
     from seechange_mpi.mpi.comm import announced_rank, get_comm
-    from seechange_mpi.mpi.coordinator import Coordinator
+    from seechange_mpi.mpi.coordinator import Coordinator, Limits
     from seechange_mpi.mpi.host import SectionHost
     from seechange_mpi.mpi.messages import Setup
     from seechange_mpi.mpi.observer import Observer
@@ -288,7 +288,7 @@ def main() -> None:
     stages = SleepyStages(exposures)
     crew = Crew(comm, setup, own)
     time.sleep(0.5)  # every rank has its set-up by then: what is measured is the schedule
-    coordinator = Coordinator(stages, crew, observer=Observer(log))
+    coordinator = Coordinator(stages, crew, observer=Observer(log), limits=Limits(commit_guess_s=0.0))
     wall, cpu = time.monotonic(), time.process_time()
     try:
         coordinator.run()

@@ -77,7 +77,7 @@ class Schedule:
         Parameters
         ----------
         closing : bool
-            No further exposure will come, and there is time for everything: the longest section of all is next.
+            The longest section of all is next, whatever exposure it belongs to.
         limit_s : float, optional
             Only a section that is predicted to take at most this long.
         """

@@ -88,6 +88,15 @@ def test_makespan_is_that_of_longest_first_on_the_true_durations(workers):
     assert sum(ratios) / len(ratios) <= 1.025
 
 
+def test_slow_commits_begin_as_early_as_they_can():
+    """Sections of 1, 1 and 0.5 s, commits of 1 s: the longest first commits two of them at the end (4.5 s)."""
+    exposures = [SleepyExposure(f"e{k}", {"S0": 1.0, "S1": 1.0, "S2": 0.5}, {"S0": 100, "S1": 100, "S2": 50})
+                 for k in range(3)]
+    made, when = coordinator(exposures, 3, limits=Limits(commit_guess_s=1.0, leave_s=0.5), commit_s=1.0)
+    made.run()
+    assert when.now - 1000.0 == pytest.approx(4.0, abs=0.3)
+
+
 def test_exposures_that_are_complete_already_do_not_pile_up():
     exposures = sleepy_exposures(60, 4, 1.0, 1)
     done = {e.identifier: set(e.durations) for e in exposures}
