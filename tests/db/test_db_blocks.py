@@ -53,7 +53,7 @@ def test_every_type_comes_back(conn, rows, constant):
 
 @pytest.mark.db
 def test_rows_that_exist_stay_as_they_are_and_blocks_are_put_together(conn):
-    conn.execute("CREATE TABLE kept (_id uuid PRIMARY KEY, n int4, d float8)")
+    conn.execute("CREATE TEMPORARY TABLE kept (_id uuid PRIMARY KEY, n int4, d float8)")
     first, second = (Block(2, {"_id": ids_of("x", numbers=[k, k + 1]), "n": np.array([k, k + 1], "i4"), "d": 0.5})
                      for k in (0, 1))
     assert write_block(conn, "kept", first) == 2
