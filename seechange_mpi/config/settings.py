@@ -10,6 +10,7 @@ from typing import Any
 
 from seechange_mpi.config.archive import ArchiveSettings
 from seechange_mpi.config.calibration import CalibrationSettings, CalibratorSettings
+from seechange_mpi.config.history import ForcedPhotometrySettings, PositioningSettings
 from seechange_mpi.config.parameters import Parameters, par
 
 STEP_SECTIONS: tuple[str, ...] = (
@@ -144,6 +145,8 @@ class Settings(Parameters):
     calibration: CalibrationSettings = par(CalibrationSettings(), "calibration", critical=False)
     references: ReferenceSettings = par(ReferenceSettings(), "references", critical=False)
     objects: ObjectSettings = par(ObjectSettings(), "objects", critical=False)
+    positioning: PositioningSettings = par(PositioningSettings(), "positioning", critical=False)
+    forcedphot: ForcedPhotometrySettings = par(ForcedPhotometrySettings(), "forcedphot", critical=False)
     queue: QueueSettings = par(QueueSettings(), "queue", critical=False)
     run: RunSettings = par(RunSettings(), "run", critical=False)
     archive: ArchiveSettings = par(ArchiveSettings(), "archive", critical=False)

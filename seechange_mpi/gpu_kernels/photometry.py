@@ -56,6 +56,7 @@ def _positions(x: Array, xp: Any) -> Array:
 def psf_photometry(
     data: Array, variance: Array, mask: Array, x: Array, y: Array, psf: PSFLike | Array, *,
     fit_position: bool = True, max_shift: float = 2.0, radius: float | None = None, iterations: int = 12,
+    equal_weights: bool = False,
 ) -> PSFPhotometry:
     """Weighted least-squares fit of the PSF to each source, positive or negative.
 
@@ -79,6 +80,10 @@ def psf_photometry(
         Radius of the fitted disc; default 1.5 FWHM of the PSF at the centre of its field [pix].
     iterations : int
         Most Gauss–Newton steps; a source is done when a step is below 0.0001 pixel or 1 % of the position's error.
+    equal_weights : bool
+        All good pixels count alike, flux = Σ P d / Σ P², and errors follow from the variance, √(Σ P² V) / Σ P². Where V
+        was taken from the data themselves, weights 1 / V favour pixels that noise made low: a flux at a fixed position
+        is then too low by a few per cent to tens of per cent of its error. Only with ``fit_position=False``.
 
     Returns
     -------
@@ -86,6 +91,8 @@ def psf_photometry(
         float64; NaN (except the position) where less than a quarter of the disc is good (flag bit 3) or the position
         is not finite.
     """
+    if equal_weights and fit_position:
+        raise ValueError("psf_photometry: equal_weights is for fixed positions (fit_position=False)")
     xp = get_xp(data)
     model = ConstantPSF.on(psf, xp)
     x0, y0 = _positions(x, xp), _positions(y, xp)
@@ -103,16 +110,19 @@ def psf_photometry(
     parts = []
     for part in _groups(x0.size, 8 * (10 * size**2 + 2 * model.basis.shape[-1] ** 2 + 4 * size * side), xp):
         centred = local_stamps(model, x0[part], y0[part])[:, crop: crop + side, crop: crop + side]
-        stamps = _Discs(data, variance, mask, x0[part], y0[part], radius, size)
+        stamps = _Discs(data, variance, mask, x0[part], y0[part], radius, size, equal_weights)
         parts.append(stamps.fit(centred, max_shift if fit_position else None, iterations))
     return PSFPhotometry(*(xp.concatenate([getattr(p, f.name) for p in parts]) for f in fields(PSFPhotometry)))
 
 
 class _Discs:
-    """The pixels about each source: data (0 where bad), weight (0 where bad or outside the disc), flags."""
+    """The pixels about each source: data (0 where bad), weight (0 where bad or outside the disc), flags.
 
-    def __init__(self, data: Array, variance: Array, mask: Array, x: Array, y: Array, radius: float,
-                 size: int) -> None:
+    With equal weights ``variance`` is kept beside them, else None.
+    """
+
+    def __init__(self, data: Array, variance: Array, mask: Array, x: Array, y: Array, radius: float, size: int,
+                 equal: bool = False) -> None:
         xp = get_xp(data)
         self.x, self.y, self.size = x, y, size
         self.cx, self.cy = xp.round(x), xp.round(y)
@@ -124,7 +134,9 @@ class _Discs:
         disc = (((u[None, :] - (y - self.cy)[:, None]) ** 2)[:, :, None]
                 + ((u[None, :] - (x - self.cx)[:, None]) ** 2)[:, None, :]) <= radius**2
         good = disc & inside & ~bad & xp.isfinite(values) & (var > 0) & xp.isfinite(var)
-        self.weight = xp.where(good, 1.0 / xp.where(good, var, 1).astype(xp.float64), 0.0)
+        var = xp.where(good, var, 1).astype(xp.float64)
+        self.weight = xp.where(good, 1.0 if equal else 1.0 / var, 0.0)
+        self.variance = var if equal else None
         self.data = xp.where(good, values, 0).astype(xp.float64)
         self.n_good = good.sum(axis=(1, 2))
         self.skipped = self.n_good < 0.25 * xp.maximum(disc.sum(axis=(1, 2)), 1)
@@ -142,7 +154,8 @@ class _Discs:
             self.flags |= xp.where(converged, 0, NOT_CONVERGED) | xp.where(moved, MOVED_AWAY, 0)
             gram = self._gram(shifted_with_slopes(centred, dx, dy, self.size), slice(None))
         else:
-            gram = self._gram((shifted(centred, dx, dy, self.size),), slice(None))
+            profile = shifted(centred, dx, dy, self.size)
+            gram = self._gram((profile,), slice(None))
         pp = xp.maximum(gram[:, 0, 0], 1e-300)
         flux = gram[:, 0, -1] / pp
         chi2 = (gram[:, -1, -1] - flux * gram[:, 0, -1]) / xp.maximum(self.n_good - (3 if free else 1), 1)
@@ -153,6 +166,10 @@ class _Discs:
             flux_err, x_err, y_err = errors[0], errors[1] / height, errors[2] / height
         else:
             flux_err = 1.0 / xp.sqrt(pp)
+            if self.variance is not None:
+                flux_err = xp.sqrt((self.weight * profile**2 * self.variance).sum(axis=(1, 2))) / pp
+                residual = self.data - flux[:, None, None] * profile
+                chi2 = (self.weight * residual**2 / self.variance).sum(axis=(1, 2)) / xp.maximum(self.n_good - 1, 1)
             x_err = y_err = xp.zeros_like(flux)
         measured = [xp.where(self.skipped, xp.nan, a) for a in (flux, flux_err, x_err, y_err, xp.maximum(chi2, 0))]
         return PSFPhotometry(self.cx + dx, self.cy + dy, measured[0], measured[1], measured[2], measured[3],

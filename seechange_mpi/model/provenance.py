@@ -27,6 +27,8 @@ CODE_VERSIONS: dict[str, str] = {
     "cutting": "0.1.0",
     "measuring": "0.1.0",
     "scoring": "0.1.0",
+    "positioning": "0.1.0",
+    "forcedphot": "0.1.0",
 }
 """Version (major.minor.patch) of the code of each process; the patch does not enter the id."""
 

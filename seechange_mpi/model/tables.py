@@ -113,6 +113,24 @@ SCORES: tuple[Column, ...] = (
     Column("score", "f4", "", "0 bogus .. 1 real"),
 )
 
+FORCED: tuple[Column, ...] = (
+    Column("x", "f8", "pix", "where it was measured; NaN beyond the reach of the WCS"),
+    Column("y", "f8", "pix", "where it was measured"),
+    Column("flux_psf", "f4", "ADU", "PSF flux in the difference at the fixed position; NaN where it cannot be had"),
+    Column("flux_psf_err", "f4", "ADU", "error of flux_psf"),
+    Column("chi2_psf", "f4", "", "chi2 per degree of freedom"),
+    Column("flux_aperture", "f4", "ADU", "aperture flux, corrected for the part of the PSF beyond the aperture; NaN "
+                                         "where pixels of it are masked"),
+    Column("flux_aperture_err", "f4", "ADU", "error of flux_aperture"),
+    Column("aper_radius", "f4", "pix", "radius of the aperture"),
+    Column("zp", "f4", "mag", "zero point at the position: mag = zp - 2.5 log10(flux)"),
+    Column("lim_mag", "f4", "mag", "magnitude of forcedphot.limit_sigma times flux_psf_err"),
+    Column("image_lim_mag", "f4", "mag", "limiting magnitude of the new image"),
+    Column("flags", "i4", "", "0 good; bit 0 masked pixels in the disc, 1 disc reaches over the edge, 3 too few good "
+                              "pixels for a flux, 5 position off the section"),
+    Column("nbadpix", "i4", "", "masked or missing pixels in the aperture"),
+)
+
 TABLES: dict[str, tuple[Column, ...]] = {
     "sources": SOURCES, "detections": DETECTIONS, "measurements": MEASUREMENTS, "scores": SCORES,
 }  # fmt: skip

@@ -37,6 +37,10 @@ class SimulationParameters(Parameters):
     transients_per_section: int = par(10, "point sources absent in the first epoch", ge=0)
     variables_per_section: int = par(4, "stars that change by 0.5-1.5 mag after the first epoch; every other one "
                                          "fades", ge=0)
+    pulsating_per_section: int = par(0, "stars whose magnitude follows a sine in time", ge=0)
+    pulsating_mag: list[float] = par([19.0, 22.0], "range of their mean magnitudes", unit="mag")
+    pulsating_amplitude: list[float] = par([0.1, 0.8], "range of the amplitudes of the sine", unit="mag")
+    pulsating_period_d: list[float] = par([5.0, 40.0], "range of their periods", unit="d")
     movers_per_section: int = par(2, "moving objects, at another place in every epoch", ge=0)
     transient_mag: list[float] = par([18.8, 22.2], "range of transient magnitudes", unit="mag")
     cosmic_rays_per_mpix: float = par(15.0, "cosmic rays per million pixels and exposure", ge=0)

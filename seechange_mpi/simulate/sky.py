@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ class Sky:
 
     Attributes
     ----------
-    kind : (n,) str: star, galaxy, transient, variable, mover.
+    kind : (n,) str: star, galaxy, transient, variable, mover, pulsating.
     xi, eta : (n,) arcsec, place at `REF_EPOCH` (stars) or at every epoch (others).
     pm_xi, pm_eta : (n,) mas/yr.
     g_mag, colour : (n,) catalogue magnitude G and BP − RP.
@@ -44,6 +45,10 @@ class Sky:
     """Motion of movers [arcsec/d]."""
     boost: F64
     """Magnitudes by which a variable is brighter (negative: fainter) after the first epoch."""
+    amplitude: F64
+    period_d: F64
+    phase: F64
+    """Of pulsating stars: magnitude = mean + amplitude sin(2π (t / period + phase)), t since the first epoch [d]."""
 
 
 def field_extent(camera: Camera, shape: dict[str, tuple[int, int]]) -> tuple[float, float]:
@@ -86,7 +91,8 @@ def make_sky(pars: SimulationParameters, camera: Camera, shape: dict[str, tuple[
 
 def _special(pars: SimulationParameters, camera: Camera, centre: tuple[float, float], shape: tuple[int, int],
              galaxies: dict[str, F64 | str], rng: np.random.Generator) -> list[dict[str, F64 | str]]:
-    """Transients (half of them in galaxies), variables and movers of one section, away from its edges."""
+    """Transients (half of them in galaxies), variables, movers and pulsating stars of one section, away from its edges.
+    """
     hx, hy = 0.5 * camera.pixel_scale_arcsec * shape[1] - 30, 0.5 * camera.pixel_scale_arcsec * shape[0] - 30
 
     def place(n: int) -> tuple[F64, F64]:
@@ -116,7 +122,19 @@ def _special(pars: SimulationParameters, camera: Camera, centre: tuple[float, fl
          "boost": rng.uniform(0.5, 1.5, m) * np.where(np.arange(m) % 2, -1.0, 1.0)},
         {"kind": "mover", "xi": mx, "eta": my, "g_mag": rng.uniform(18.8, 20.5, k),
          "colour": rng.uniform(0.8, 1.2, k), "rate_xi": speed * np.cos(angle), "rate_eta": speed * np.sin(angle)},
+        _pulsating(pars, place, rng),
     ]
+
+
+def _pulsating(pars: SimulationParameters, place: Callable[[int], tuple[F64, F64]],
+               rng: np.random.Generator) -> dict[str, F64 | str]:
+    """Stars whose magnitude follows a sine; drawn last, so that surveys without them are what they were."""
+    n = pars.pulsating_per_section
+    xi, eta = place(n)
+    (m0, m1), (a0, a1), (p0, p1) = pars.pulsating_mag, pars.pulsating_amplitude, pars.pulsating_period_d
+    return {"kind": "pulsating", "xi": xi, "eta": eta, "g_mag": rng.uniform(m0, m1, n),
+            "colour": rng.uniform(0.6, 1.5, n), "amplitude": rng.uniform(a0, a1, n),
+            "period_d": np.exp(rng.uniform(np.log(p0), np.log(p1), n)), "phase": rng.random(n)}
 
 
 def _assemble(parts: list[dict[str, F64 | str]]) -> Sky:

@@ -65,6 +65,11 @@ class _Survey:
         """Electrons of all sources in an exposure."""
         sky, pars = self.sky, self.pars
         mag = self.magnitudes(band) - np.where((sky.kind == "variable") & (epoch > 0), sky.boost, 0.0)
+        pulsating = sky.kind == "pulsating"
+        if pulsating.any():
+            days = epoch * pars.cadence_days
+            turns = days / sky.period_d[pulsating] + sky.phase[pulsating]
+            mag[pulsating] += sky.amplitude[pulsating] * np.sin(2 * np.pi * turns)
         flux = 10 ** (-0.4 * (mag - pars.zero_point_e)) * pars.of_epoch(pars.transparency, epoch)
         return np.where((sky.kind == "transient") & (epoch == 0), 0.0, flux)
 
