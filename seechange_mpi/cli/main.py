@@ -32,6 +32,7 @@ GROUPS: dict[str, str] = {
     "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",
     "archive": "Archive: push, pull, status, verify; missing files come back by themselves.",
     "prov": "Provenances: show, compare, tag.",
+    "object": "Objects: list, show, position, light curve, forced photometry.",
     "db": "Science database: init, start, stop, status, commit.",
     "mps": "Several ranks on one GPU: start, stop, status of CUDA MPS.",
     "camera": "Cameras: list, show, and check a YAML of your own.",

@@ -374,6 +374,40 @@ objects = Table(
     *_times(),
 )
 
+object_positions = Table(
+    "object_positions",
+    metadata,
+    _id(),
+    _to("objects", "object_id"),
+    _provenance(),
+    *_position(),
+    *_real("dra", "ddec", "ra_dec_cov"),
+    Column("n_measurements", Integer),
+    *_times(),
+    UniqueConstraint("object_id", "provenance_id"),
+)
+
+forced_photometry = Table(
+    "forced_photometry",
+    metadata,
+    _id(),
+    _to("objects", "object_id"),
+    _to("images", "image_id"),
+    _provenance(),
+    Column("ra", Double, nullable=False),
+    Column("dec", Double, nullable=False),
+    Column("mjd", Double, nullable=False, index=True),
+    Column("filter", Text, nullable=False),
+    Column("x", Double),
+    Column("y", Double),
+    *_real("flux_psf", "flux_psf_err", "chi2_psf", "flux_aperture", "flux_aperture_err", "aper_radius", "zp", "lim_mag",
+           "image_lim_mag"),
+    Column("flags", Integer, nullable=False),
+    Column("nbadpix", Integer),
+    *_times(),
+    UniqueConstraint("object_id", "image_id", "provenance_id"),
+)
+
 measurements = Table(
     "measurements",
     metadata,

@@ -28,6 +28,7 @@ class Targets:
 
     image_id: str
     provenance_id: str
+    filter: str
     object_ids: tuple[str, ...]
     ra: tuple[float, ...]
     dec: tuple[float, ...]
@@ -40,7 +41,6 @@ class ForcedTask:
     exposure: str
     bundle: str
     mjd: float
-    filter: str
     sections: Mapping[str, Targets] = field(default_factory=dict)
 
     @property
