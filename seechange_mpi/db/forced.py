@@ -44,6 +44,7 @@ class SubFootprint:
     mjd: float
     filter: str
     lim_mag: float
+    """Of new image and reference together."""
     corners: F64
     """(4, 2) ra, dec [deg]."""
 
@@ -71,16 +72,26 @@ def sub_footprints(conn: Connection, *, exposures: Sequence[str] | None = None,
     distance = ("acosd(least(1, greatest(-1, sind(i.dec) * sind({1}) + cosd(i.dec) * cosd({1}) * cosd(i.ra - {0}))))")
     rows: list[Any] = conn.execute(
         "SELECT * FROM (SELECT DISTINCT ON (i.exposure_id, i.section_id) i._id, i.section_id, i.filepath, "
-        f"e.origin_identifier, i.provenance_id, i.mjd, i.filter, i.lim_mag_estimate, {corners} "
-        "FROM images i JOIN exposures e ON i.exposure_id = e._id WHERE i.is_sub "
+        f"e.origin_identifier, i.provenance_id, i.mjd, i.filter, i.lim_mag_estimate, r.lim_mag_estimate, {corners} "
+        "FROM images i JOIN exposures e ON i.exposure_id = e._id "
+        "LEFT JOIN image_subtraction_components k ON k.image_id = i._id LEFT JOIN images r ON k.ref_image_id = r._id "
+        "WHERE i.is_sub "
         "AND (%(names)s::text[] IS NULL OR e.origin_identifier = ANY(%(names)s)) AND (%(ra)s::float8 IS NULL OR "
         f"{distance.format('%(ra)s', '%(dec)s')} <= 0.01 + 1.2 * "
         f"{distance.format('i.ra_corner_00', 'i.dec_corner_00')}) "
         "ORDER BY i.exposure_id, i.section_id, i.created_at DESC) newest ORDER BY mjd, origin_identifier, section_id",
         {"names": list(exposures) if exposures is not None else None, "ra": None if near is None else near[0],
          "dec": None if near is None else near[1]}).fetchall()
-    return [SubFootprint(r[0], r[1], r[2], r[3], r[4], float(r[5]), r[6], np.nan if r[7] is None else float(r[7]),
-                         np.array(r[8:16], float).reshape(4, 2)) for r in rows]
+    return [SubFootprint(r[0], r[1], r[2], r[3], r[4], float(r[5]), r[6], _joint_limit(r[7], r[8]),
+                         np.array(r[9:17], float).reshape(4, 2)) for r in rows]
+
+
+def _joint_limit(new: float | None, ref: float | None) -> float:
+    """Limiting magnitude of a difference from those of its images, whose noise adds; a lost reference adds none."""
+    if new is None:
+        return float("nan")
+    flux = np.hypot(10 ** (-0.4 * new), 0.0 if ref is None or not np.isfinite(ref) else 10 ** (-0.4 * ref))
+    return float(-2.5 * np.log10(flux))
 
 
 def forced_provenances(conn: Connection, settings: ForcedPhotometrySettings, subs: Sequence[SubFootprint]

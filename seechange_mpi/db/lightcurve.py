@@ -34,7 +34,8 @@ LIGHT_CURVE: tuple[Column, ...] = (
     Column("flux_aperture_err_njy", "f8", "nJy", "its error"),
     Column("mag", "f8", "mag", "AB-like magnitude where the flux is positive"),
     Column("mag_err", "f8", "mag", "its error"),
-    Column("lim_mag", "f8", "mag", "faintest detection: of the local error (forced), of the image (limit)"),
+    Column("lim_mag", "f8", "mag", "faintest detection: from the local error (forced), from the depths of new and "
+                                   "reference (limit)"),
     Column("zp", "f8", "mag", "zero point at the position"),
     Column("score", "f4", "sigma", "detection statistic (measured)"),
     Column("rb", "f4", "", "real-bogus score (measured)"),

@@ -125,7 +125,7 @@ FORCED: tuple[Column, ...] = (
     Column("aper_radius", "f4", "pix", "radius of the aperture"),
     Column("zp", "f4", "mag", "zero point at the position: mag = zp - 2.5 log10(flux)"),
     Column("lim_mag", "f4", "mag", "magnitude of forcedphot.limit_sigma times flux_psf_err"),
-    Column("image_lim_mag", "f4", "mag", "limiting magnitude of the new image"),
+    Column("image_lim_mag", "f4", "mag", "the same for the whole PSF at a typical place of the difference image"),
     Column("flags", "i4", "", "0 good; bit 0 masked pixels in the disc, 1 disc reaches over the edge, 3 too few good "
                               "pixels for a flux, 5 position off the section"),
     Column("nbadpix", "i4", "", "masked or missing pixels in the aperture"),

@@ -86,7 +86,9 @@ def force(d: Difference, ra: npt.ArrayLike, dec: npt.ArrayLike, pars: ForcedPhot
     out["flags"] = np.where(on, phot.flags, phot.flags | OUTSIDE | SKIPPED)
     out["zp"] = d.zp.at(np.clip(np.nan_to_num(x), 0, nx - 1), np.clip(np.nan_to_num(y), 0, ny - 1))
     out["lim_mag"] = out["zp"] - 2.5 * np.log10(pars.limit_sigma * out["flux_psf_err"])
-    out["image_lim_mag"] = d.zp.lim_mag
+    noise = float(np.median(variance[~mask])) if not mask.all() else np.nan
+    typical = np.sqrt(noise / np.sum(d.psf.astype(float) ** 2))
+    out["image_lim_mag"] = d.zp.zp - 2.5 * np.log10(pars.limit_sigma * typical)
     return out
 
 
