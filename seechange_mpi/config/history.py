@@ -27,5 +27,8 @@ class ForcedPhotometrySettings(Parameters):
     aperture_fwhms: float = par(1.0, "radius of the aperture; its flux is corrected for the PSF beyond it",
                                 unit="FWHM", gt=0.3)
     limit_sigma: float = par(5.0, "non-detection limits are this many times the local error", unit="sigma", gt=0)
+    bright_snr: float = par(500.0, "a source this many times the error of a flux makes it doubtful, since some per "
+                                   "mille of its light are left in the difference", gt=0)
+    bright_fwhms: float = par(4.0, "when it is closer than this; 0 = never", unit="FWHM", ge=0)
     move_arcsec: float = par(0.2, "measured again when the object's position has moved by more than this",
                              unit="arcsec", critical=False, gt=0)

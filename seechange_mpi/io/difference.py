@@ -11,7 +11,7 @@ from seechange_mpi.io.h5util import open_h5
 from seechange_mpi.io.section_h5 import read_products
 from seechange_mpi.io.shard import FORMAT as SHARD_FORMAT
 from seechange_mpi.model.errors import BadInput
-from seechange_mpi.model.products import F32, U16, WorldCoordinates, ZeroPoint
+from seechange_mpi.model.products import F32, U16, SourceList, WorldCoordinates, ZeroPoint
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class Difference:
     data, weight : (ny, nx) float32 [ADU, ADU**-2];  flags : (ny, nx) uint16.
     psf : (n, n) float32, sum 1.
     wcs, zp : of the new image, whose grid and scale the difference has.
+    sources : of the new image, or None.
     """
 
     data: F32
@@ -31,6 +32,7 @@ class Difference:
     psf: F32
     wcs: WorldCoordinates
     zp: ZeroPoint
+    sources: SourceList | None = None
 
 
 def read_differences(path: str | Path, section_ids: Sequence[str]) -> Iterator[tuple[str, Difference]]:
@@ -55,4 +57,5 @@ def read_differences(path: str | Path, section_ids: Sequence[str]) -> Iterator[t
             if p.sub is None or p.wcs is None or p.zp is None:
                 raise BadInput(path, f"section {section}", "difference image, WCS and zero point", "not all of them")
             sub = group["sub"]
-            yield section, Difference(sub["image"][...], sub["weight"][...], sub["flags"][...], p.sub.psf, p.wcs, p.zp)
+            yield section, Difference(sub["image"][...], sub["weight"][...], sub["flags"][...], p.sub.psf, p.wcs, p.zp,
+                                      p.sources)

@@ -127,7 +127,7 @@ FORCED: tuple[Column, ...] = (
     Column("lim_mag", "f4", "mag", "magnitude of forcedphot.limit_sigma times flux_psf_err"),
     Column("image_lim_mag", "f4", "mag", "the same for the whole PSF at a typical place of the difference image"),
     Column("flags", "i4", "", "0 good; bit 0 masked pixels in the disc, 1 disc reaches over the edge, 3 too few good "
-                              "pixels for a flux, 5 position off the section"),
+                              "pixels for a flux, 5 position off the section, 6 on or near a bright source"),
     Column("nbadpix", "i4", "", "masked or missing pixels in the aperture"),
 )
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from seechange_mpi.config.history import ForcedPhotometrySettings
-from seechange_mpi.gpu_kernels.photometry import EDGE, MASKED, SKIPPED, aperture_photometry, psf_photometry
+from seechange_mpi.gpu_kernels.photometry import SKIPPED, aperture_photometry, psf_photometry
 from seechange_mpi.gpu_kernels.psf_model import fwhm_of
 from seechange_mpi.io.difference import Difference, read_differences
 from seechange_mpi.model.products import F64, Table
 from seechange_mpi.model.tables import FORCED, empty_table
 from seechange_mpi.pipeline.wcs_tools import sky_to_pixel
 
-OUTSIDE = 32
-"""Bit of ``FORCED.flags``: the position is off the section. The others are those of `PSFPhotometry.flags`."""
-FLAG_WORDS: dict[int, str] = {MASKED: "masked", EDGE: "edge", SKIPPED: "no flux", OUTSIDE: "outside"}
+OUTSIDE, BRIGHT = 32, 64
+"""Bits of ``FORCED.flags``: off the section, on or near a bright source. The others are those of `PSFPhotometry`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,30 @@ def force(d: Difference, ra: npt.ArrayLike, dec: npt.ArrayLike, pars: ForcedPhot
     out["flux_aperture_err"] = np.where(whole, error[:, 0] / part, np.nan)
     out["aper_radius"], out["nbadpix"] = radius, nbad[:, 0]
     out["flags"] = np.where(on, phot.flags, phot.flags | OUTSIDE | SKIPPED)
+    out["flags"] |= np.where(_near_bright(d, x, y, out["flux_psf_err"] * pars.bright_snr, pars.bright_fwhms * fwhm),
+                             BRIGHT, 0)
     out["zp"] = d.zp.at(np.clip(np.nan_to_num(x), 0, nx - 1), np.clip(np.nan_to_num(y), 0, ny - 1))
     out["lim_mag"] = out["zp"] - 2.5 * np.log10(pars.limit_sigma * out["flux_psf_err"])
     noise = float(np.median(variance[~mask])) if not mask.all() else np.nan
     typical = np.sqrt(noise / np.sum(d.psf.astype(float) ** 2))
     out["image_lim_mag"] = d.zp.zp - 2.5 * np.log10(pars.limit_sigma * typical)
+    return out
+
+
+def _near_bright(d: Difference, x: F64, y: F64, least: F64, reach: float) -> npt.NDArray[np.bool_]:
+    """Which positions have a source of more than `least` [ADU] closer than `reach` [pix]."""
+    out = np.zeros(len(x), bool)
+    if d.sources is None or not reach > 0:
+        return out
+    t = d.sources.table
+    flux = np.where(np.isfinite(t["x"]) & np.isfinite(t["y"]), t["flux_psf"], np.nan)
+    t, flux = t[flux > 0], flux[flux > 0]
+    asked = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & np.isfinite(least))
+    if len(t) == 0 or len(asked) == 0:
+        return out
+    tree = cKDTree(np.stack([t["x"], t["y"]], axis=1))
+    for k, near in zip(asked, tree.query_ball_point(np.stack([x[asked], y[asked]], axis=1), reach), strict=True):
+        out[k] = bool(near) and bool((flux[near] > least[k]).any())
     return out
 
 

@@ -269,3 +269,33 @@ def test_every_device_measures_the_same(device):
     empty = device.asarray(np.zeros(0))
     assert device.asnumpy(phot.psf_photometry(data, variance, bad, empty, empty, psf).flux).shape == (0,)
     assert device.asnumpy(phot.moments(data, bad, empty, empty, 2.0).x).shape == (0,)
+
+
+def test_equal_weights_are_unbiased_where_the_variance_is_taken_from_the_data(device):
+    """On empty sky, weights from the pixels themselves pull fluxes down; equal weights do not, and errors hold."""
+    rng = np.random.default_rng(8)
+    gain, sky = 2.0, 100.0
+    data = (rng.poisson(sky * gain, (500, 500)) / gain - sky).astype(np.float32)
+    variance = np.maximum(sky / gain + data / gain, 1).astype(np.float32)
+    mask = np.zeros(data.shape, bool)
+    mask[:, 100:102] = True
+    x, y = (c.ravel() for c in np.meshgrid(np.arange(8.0, 492, 11) + 0.3, np.arange(8.0, 492, 11) + 0.4))
+    psf = stamp(25, 3.5).astype(np.float32)
+    pulls = {}
+    for equal in (True, False):
+        r = phot.psf_photometry(*(device.asarray(a) for a in (data, variance, mask, x, y, psf)), radius=5.0,
+                                fit_position=False, equal_weights=equal)
+        good = (device.asnumpy(r.flags) & phot.SKIPPED) == 0
+        pulls[equal] = (device.asnumpy(r.flux) / device.asnumpy(r.flux_err))[good]
+        assert np.mean(device.asnumpy(r.chi2)[good]) == pytest.approx(1, abs=0.05)
+    error = 1 / np.sqrt(len(pulls[True]))
+    assert abs(pulls[True].mean()) < 4 * error
+    assert pulls[False].mean() < -8 * error
+    assert np.std(pulls[True]) == pytest.approx(1, abs=4 * error)
+
+
+def test_equal_weights_are_for_fixed_positions():
+    flat = np.ones((30, 30), np.float32)
+    with pytest.raises(ValueError, match="fit_position=False"):
+        phot.psf_photometry(flat, flat, flat > 2, np.array([9.0]), np.array([9.0]), stamp(15, 3.0),
+                            equal_weights=True)
