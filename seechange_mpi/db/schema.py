@@ -61,9 +61,13 @@ VOLATILE: frozenset[str] = frozenset(
 """Columns that differ between equal runs: times, hosts, costs, places."""
 
 
-def _times() -> list[Column[Any]]:
+def _times(*, large: bool = False) -> list[Any]:
+    """Columns of every table; in a `large` one the index is a few pages (BRIN) and costs an insertion nothing."""
+    created = Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()"),
+                     index=not large)
     return [
-        Column("created_at", DateTime(timezone=True), nullable=False, server_default=text("now()"), index=True),
+        created,
+        *([Index(None, created, postgresql_using="brin")] if large else []),
         Column("modified", DateTime(timezone=True), nullable=False, server_default=text("now()")),
     ]
 
@@ -82,12 +86,23 @@ def _provenance() -> Column[Any]:
     return Column("provenance_id", Text, ForeignKey("provenances._id", ondelete="CASCADE"), nullable=False, index=True)
 
 
-def _flags() -> list[Column[Any]]:
-    return [
-        Column("_bitflag", BigInteger, nullable=False, server_default="0", index=True),
-        Column("_upstream_bitflag", BigInteger, nullable=False, server_default="0", index=True),
-        Column("description", Text),
-    ]
+def _flags(*, large: bool = False) -> list[Any]:
+    """Badness; a `large` table indexes only the rows that have some."""
+    bits = [Column(n, BigInteger, nullable=False, server_default="0", index=not large)
+            for n in ("_bitflag", "_upstream_bitflag")]
+    partial = [Index(None, b, postgresql_where=b != 0) for b in bits] if large else []
+    return [*bits, Column("description", Text), *partial]
+
+
+BY_TRIGGERS = "by_triggers"
+"""Key of `info` of foreign keys that triggers (revision 0010) hold, once per statement: constraints of PostgreSQL's
+own would look the parent up for every one of 100,000 rows."""
+
+
+def _set_of(table: str, column: str) -> Column[Any]:
+    """The set that a row of a large table belongs to; the table's unique key begins with it."""
+    key = ForeignKey(f"{table}._id", ondelete="CASCADE", info={BY_TRIGGERS: True})
+    return Column(column, UUID(as_uuid=True), key, nullable=False)
 
 
 def _position() -> list[Column[Any]]:
@@ -371,7 +386,7 @@ objects = Table(
     *_position(),
     Column("is_test", Boolean, nullable=False, server_default="false"),
     Column("is_bad", Boolean, nullable=False, server_default="false"),
-    *_times(),
+    *_times(large=True),
 )
 
 object_positions = Table(
@@ -412,7 +427,7 @@ measurements = Table(
     "measurements",
     metadata,
     _id(),
-    _to("measurement_sets", "measurementset_id"),
+    _set_of("measurement_sets", "measurementset_id"),
     Column("index_in_sources", Integer, nullable=False),
     _to("objects", "object_id", nullable=True, ondelete="SET NULL"),
     *_position(),
@@ -431,10 +446,10 @@ measurements = Table(
     Column("nbadpix", Integer),
     *_real("negfrac", "negfluxfrac", "dist_to_star"),
     Column("is_negative", Boolean, nullable=False),
-    Column("is_bad", Boolean, nullable=False, index=True),
+    Column("is_bad", Boolean, nullable=False),
     Column("bad_reasons", Text, nullable=False, server_default=""),
-    *_flags(),
-    *_times(),
+    *_flags(large=True),
+    *_times(large=True),
     UniqueConstraint("measurementset_id", "index_in_sources"),
 )
 
@@ -454,12 +469,12 @@ deepscores = Table(
     "deepscores",
     metadata,
     _id(),
-    _to("deepscore_sets", "deepscoreset_id"),
+    _set_of("deepscore_sets", "deepscoreset_id"),
     Column("index_in_sources", Integer, nullable=False),
     Column("score", REAL, nullable=False),
     Column("info", JSONB, nullable=False, server_default="{}"),
-    *_flags(),
-    *_times(),
+    *_flags(large=True),
+    *_times(large=True),
     UniqueConstraint("deepscoreset_id", "index_in_sources"),
 )
 

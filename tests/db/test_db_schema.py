@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from seechange_mpi.db import migrate
+from seechange_mpi.db.commit import commit_bundle
 from seechange_mpi.db.engine import connect
 
 pytestmark = pytest.mark.db
@@ -17,12 +18,16 @@ def test_migrated_schema_is_the_declared_one(url):
     from alembic.migration import MigrationContext
     from sqlalchemy import create_engine
 
-    from seechange_mpi.db.schema import metadata
+    from seechange_mpi.db.schema import BY_TRIGGERS, metadata
 
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        assert compare_metadata(context, metadata) == []
+        differences = compare_metadata(context, metadata)
+    keys = {f"fk_{t.name}_{c.name}" for t in metadata.tables.values() for c in t.columns for k in c.foreign_keys
+            if k.info.get(BY_TRIGGERS)}
+    assert {d[1].name for d in differences if d[0] == "add_fk"} == keys
+    assert [d for d in differences if d[0] != "add_fk"] == []
     engine.dispose()
 
 
@@ -37,6 +42,29 @@ def test_up_and_down_and_up_again(empty_url):
         assert left == [("alembic_version",)]
         migrate.upgrade(conn)
         assert conn.execute("SELECT count(*) FROM images").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(("table", "column", "parent"), [("measurements", "measurementset_id", "measurement_sets"),
+                                                          ("deepscores", "deepscoreset_id", "deepscore_sets")])
+def test_rows_have_their_set_and_go_with_it(conn, bundles, table, column, parent):
+    """What the triggers hold: no row without a set, none left when the set goes, no set lost under a row."""
+    at = {"S1": (150.0, 2.0), "S2": (150.1, 2.0)}
+    commit_bundle(conn, bundles({k: {"ra": p[0], "dec": p[1], "at": [p]} for k, p in at.items()}), radius_arcsec=2.0)
+    with pytest.raises(psycopg.errors.ForeignKeyViolation, match=f"is not in {parent}"), conn.transaction():
+        conn.execute(f"UPDATE {table} SET {column} = gen_random_uuid() WHERE _id = (SELECT _id FROM {table} LIMIT 1)")
+    sets = [r[0] for r in conn.execute(f"SELECT DISTINCT {column} FROM {table} ORDER BY 1")]
+    total = conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    with conn.transaction():
+        own = conn.execute(f"SELECT count(*) FROM {table} WHERE {column} = %s", (sets[0],)).fetchone()[0]
+        assert 0 < own < total
+        conn.execute(f"DELETE FROM {parent} WHERE _id = %s", (sets[0],))
+        assert conn.execute(f"SELECT count(*) FROM {table}").fetchone() == (total - own,)
+    others = [r[0] for r in conn.execute("SELECT quote_ident(column_name) FROM information_schema.columns WHERE "
+                                         "table_name = %s AND column_name <> ALL(%s)", (table, ["_id", column]))]
+    names = ", ".join(others)
+    with pytest.raises(psycopg.errors.ForeignKeyViolation, match=f"is not in {parent}"), conn.transaction():
+        conn.execute(f"INSERT INTO {table} (_id, {column}, {names}) SELECT gen_random_uuid(), %s, {names} FROM {table}",
+                     (sets[0],))
 
 
 def test_two_processes_may_migrate_at_once(empty_url):

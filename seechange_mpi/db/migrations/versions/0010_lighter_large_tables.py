@@ -1,0 +1,83 @@
+"""Large tables cost less to fill: narrow and partial indexes, keys to sets checked once per statement."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0010"
+down_revision = "0009"
+branch_labels = None
+depends_on = None
+
+_LARGE = ("measurements", "deepscores")
+_TO_SETS = (("measurements", "measurementset_id", "measurement_sets"), ("deepscores", "deepscoreset_id", "deepscore_sets"))
+
+
+def upgrade() -> None:
+    """Replace indexes and keys."""
+    for table in (*_LARGE, "objects"):
+        op.drop_index(f"ix_{table}_created_at", table)
+        op.create_index(f"ix_{table}_created_at", table, ["created_at"], postgresql_using="brin")
+    for table in _LARGE:
+        for column in ("_bitflag", "_upstream_bitflag"):
+            op.drop_index(f"ix_{table}_{column}", table)
+            op.create_index(f"ix_{table}_{column}", table, [column], postgresql_where=f"{column} <> 0")
+    op.drop_index("ix_measurements_is_bad", "measurements")
+    for table, column, parent in _TO_SETS:
+        op.drop_index(f"ix_{table}_{column}", table)  # the unique key begins with the column
+        op.drop_constraint(f"fk_{table}_{column}", table)
+        _check_per_statement(table, column, parent)
+
+
+def _check_per_statement(table: str, column: str, parent: str) -> None:
+    """A foreign key with ON DELETE CASCADE whose rows are checked and locked once for every statement.
+
+    PostgreSQL's own key looks the parent up once for every row: 2,000 times for a set of 2,000 rows.
+    """
+    op.execute(f"""
+        CREATE FUNCTION {table}_have_sets() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE lost uuid;
+        BEGIN
+            PERFORM 1 FROM {parent} WHERE _id IN (SELECT DISTINCT {column} FROM fresh) ORDER BY _id FOR KEY SHARE;
+            SELECT f.{column} INTO lost FROM (SELECT DISTINCT {column} FROM fresh) f
+                LEFT JOIN {parent} p ON p._id = f.{column} WHERE p._id IS NULL LIMIT 1;
+            IF FOUND THEN
+                RAISE foreign_key_violation USING CONSTRAINT = 'fk_{table}_{column}', TABLE = '{table}',
+                    MESSAGE = format('{table}: {column} %s is not in {parent}', lost);
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER {table}_have_sets_insert AFTER INSERT ON {table} REFERENCING NEW TABLE AS fresh
+            FOR EACH STATEMENT EXECUTE FUNCTION {table}_have_sets();
+        CREATE TRIGGER {table}_have_sets_update AFTER UPDATE ON {table} REFERENCING NEW TABLE AS fresh
+            FOR EACH STATEMENT EXECUTE FUNCTION {table}_have_sets();
+        CREATE FUNCTION {parent}_take_rows() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            DELETE FROM {table} WHERE {column} IN (SELECT _id FROM gone);
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER {parent}_take_rows AFTER DELETE ON {parent} REFERENCING OLD TABLE AS gone
+            FOR EACH STATEMENT EXECUTE FUNCTION {parent}_take_rows();
+    """)
+
+
+def downgrade() -> None:
+    """Put them back."""
+    for table, column, parent in _TO_SETS:
+        op.execute(f"""
+            DROP TRIGGER {parent}_take_rows ON {parent};
+            DROP TRIGGER {table}_have_sets_update ON {table};
+            DROP TRIGGER {table}_have_sets_insert ON {table};
+            DROP FUNCTION {parent}_take_rows();
+            DROP FUNCTION {table}_have_sets();
+        """)
+        op.create_foreign_key(f"fk_{table}_{column}", table, parent, [column], ["_id"], ondelete="CASCADE")
+        op.create_index(f"ix_{table}_{column}", table, [column])
+    op.create_index("ix_measurements_is_bad", "measurements", ["is_bad"])
+    for table in _LARGE:
+        for column in ("_bitflag", "_upstream_bitflag"):
+            op.drop_index(f"ix_{table}_{column}", table)
+            op.create_index(f"ix_{table}_{column}", table, [column])
+    for table in (*_LARGE, "objects"):
+        op.drop_index(f"ix_{table}_created_at", table)
+        op.create_index(f"ix_{table}_created_at", table, ["created_at"])
