@@ -25,13 +25,14 @@ from uuid import UUID
 import hpgeom
 import numpy as np
 
-from seechange_mpi.db.blocks import Block
+from seechange_mpi.db.blocks import Block, ids_of, write_block
 from seechange_mpi.db.commit import commit_bundle
 from seechange_mpi.db.engine import Connection, connect
-from seechange_mpi.db.linking import ORDER, healpix, object_name
+from seechange_mpi.db.linking import ORDER, healpix
 from seechange_mpi.db.migrate import upgrade
+from seechange_mpi.db.names import object_names
 from seechange_mpi.db.provenance import store_provenances
-from seechange_mpi.db.rows import TABLES_IN_ORDER, exposure_row, image_part, sub_part
+from seechange_mpi.db.rows import TABLES_IN_ORDER, exposure_row, section_parts
 from seechange_mpi.db.server import EmbeddedServer
 from seechange_mpi.io.bundle import read_bundle, read_section
 from seechange_mpi.model.ids import stable_id
@@ -76,10 +77,13 @@ def add_objects(conn: Connection, n: int, seed: int, *, in_area: int = 100_000) 
                              rng.uniform(FIELD[1] - 2.28, FIELD[1] + 2.28, m)])
     everywhere = np.column_stack([rng.uniform(0, 360, n - m), np.degrees(np.arcsin(rng.uniform(-1, 1, n - m)))])
     at = np.concatenate([field, everywhere])
-    pixels = healpix(at[:, 0], at[:, 1])
-    with conn.transaction(), conn.cursor().copy("COPY objects (_id, name, ra, dec, healpix) FROM STDIN") as copy:
-        for k in range(n):
-            copy.write_row((stable_id("o", seed, k), f"{object_name(*at[k])}-{k}", at[k, 0], at[k, 1], int(pixels[k])))
+    names = np.array([b"%s-%d" % (name, k) for k, name in enumerate(object_names(at[:, 0], at[:, 1]).tolist())], "S")
+    with conn.transaction():
+        for first in range(0, n, 1_000_000):
+            some = slice(first, first + 1_000_000)
+            write_block(conn, "objects", Block(len(names[some]), {
+                "_id": ids_of("o", seed, numbers=range(first, first + len(names[some]))), "name": names[some],
+                "ra": at[some, 0], "dec": at[some, 1], "healpix": healpix(at[some, 0], at[some, 1])}), fresh=True)
     conn.autocommit = True
     conn.execute("VACUUM ANALYZE objects")
     conn.autocommit = False
@@ -93,7 +97,7 @@ def row_by_row(conn: Connection, bundle: Path) -> float:
     parts = []
     for name in info.section_ids:
         s = read_section(bundle, name, pixels=False)
-        parts += [p for p in (image_part(info, s), sub_part(info, s)) if p is not None]
+        parts += section_parts(info, s)
     with conn.transaction():
         store_provenances(conn, info.provenances)
         _upsert(conn, "exposures", exposure_row(info))

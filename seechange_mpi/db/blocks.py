@@ -8,7 +8,7 @@ array.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -16,6 +16,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 from psycopg import sql
+from psycopg.copy import QueuedLibpqWriter
 
 from seechange_mpi.model.ids import NAMESPACE
 
@@ -61,7 +62,7 @@ def concatenate(blocks: Sequence[Block]) -> Block:
                  {k: np.concatenate([b.nulls[k] for b in blocks]) for k in blocks[0].nulls})
 
 
-def ids_of(*parts: object, numbers: Sequence[object] | npt.NDArray[Any]) -> npt.NDArray[np.void]:
+def ids_of(*parts: object, numbers: Iterable[object]) -> npt.NDArray[np.void]:
     """Return ``stable_id(*parts, number)`` of every number, as (n,) ``V16``."""
     start = NAMESPACE.bytes + "".join(f"{p}|" for p in parts).encode()
     texts = [str(n).encode() for n in numbers]
@@ -117,7 +118,10 @@ def write_block(conn: Connection, table: str, block: Block, *, fresh: bool = Fal
         conn.execute(sql.SQL("CREATE TEMPORARY TABLE IF NOT EXISTS {} (LIKE {} INCLUDING DEFAULTS) ON COMMIT DROP"
                              ).format(goal, target))
         conn.execute(sql.SQL("TRUNCATE {}").format(goal))
-    with conn.cursor().copy(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(goal, names)) as copy:
+    cursor = conn.cursor()
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(goal, names)
+    # the server inserts the first rows while the next are put together
+    with cursor.copy(statement, writer=QueuedLibpqWriter(cursor)) as copy:
         for piece in encode(block, types):
             copy.write(piece)
     if fresh:
@@ -135,7 +139,7 @@ def _types(conn: Connection, table: str) -> dict[str, str]:
     return {r[0]: r[1] for r in rows}
 
 
-def encode(block: Block, types: Mapping[str, str], *, rows_at_once: int = 20_000) -> Iterator[bytes]:
+def encode(block: Block, types: Mapping[str, str], *, rows_at_once: int = 4_000) -> Iterator[bytes]:
     """Yield the rows in PostgreSQL's binary format.
 
     Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,10 +15,10 @@ import psycopg
 
 from seechange_mpi.db.blocks import concatenate, write_block
 from seechange_mpi.db.bulk import insert_rows
-from seechange_mpi.db.linking import Patch, link, lock_sky
+from seechange_mpi.db.linking import Patch, found, lock_sky, match, nearby_objects
 from seechange_mpi.db.provenance import store_provenances
 from seechange_mpi.db.replace import compare_parts, delete_subs, objects_of, objects_taken, write_products
-from seechange_mpi.db.rows import PartRows, exposure_row, image_part, report_row, sub_part
+from seechange_mpi.db.rows import PartRows, exposure_row, report_row, section_parts
 from seechange_mpi.io.bundle import read_bundle, read_tables
 from seechange_mpi.model.errors import SeeChangeError, TransientError
 from seechange_mpi.model.ids import stable_id
@@ -88,7 +89,7 @@ def commit_bundle(
     started = time.perf_counter()
     info = read_bundle(path)
     sections = read_tables(path)
-    parts = [p for s in sections for p in (image_part(info, s), sub_part(info, s)) if p is not None]
+    parts = [p for s in sections for p in section_parts(info, s)]
     result = CommitResult(seconds={"read": time.perf_counter() - started})
 
     def transaction() -> CommitResult:
@@ -96,6 +97,7 @@ def commit_bundle(
         clock = time.perf_counter()
         exposure_id = stable_id("exposure", info.exposure.identifier)
         with conn.transaction():
+            conn.execute("SET LOCAL jit = off")  # compiling takes longer than any of these queries
             _check_fence(conn, info.exposure.identifier, token)
             result.count("provenances", store_provenances(conn, info.provenances, tag))
             result.count("exposures", insert_rows(conn, "exposures", [exposure_row(info)]))
@@ -110,10 +112,10 @@ def commit_bundle(
             result.seconds["products"] = time.perf_counter() - clock
             clock = time.perf_counter()
             measuring = [p.id for p in info.provenances if p.process == "measuring"]
-            _link_measurements(conn, exposure_id, measuring, lacking, (radius_arcsec, patch), max_new_objects, result)
+            taken = objects_taken(conn, exposure_id, measuring)
+            _link_and_store(conn, new, lacking, (radius_arcsec, patch, taken), max_new_objects, result)
             result.seconds["linking"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            _store_scores(conn, new, result)
             _store_reports(conn, exposure_id, [(report_row(info, s), s.provenance_ids) for s in sections])
             sets = [_product_set(info.exposure.identifier, p) for p in new]
             insert_rows(conn, "product_sets", sets, update=True)
@@ -200,26 +202,37 @@ def _without_measurements(conn: Connection, parts: list[PartRows]) -> list[PartR
     return [p for i, p in wanted.items() if i not in known]
 
 
-def _link_measurements(
-    conn: Connection, exposure_id: UUID, measuring: list[str], parts: list[PartRows], within: tuple[float, Patch],
+def _link_and_store(
+    conn: Connection, parts: list[PartRows], lacking: list[PartRows], within: tuple[float, Patch, frozenset[UUID]],
     max_new: int, result: CommitResult,
 ) -> None:
-    """Link the measurements of all sections together, then insert objects and measurements."""
-    blocks = [(p.section_id, p.measurements) for p in parts if p.measurements is not None and p.measurements.n]
+    """Link the measurements of all sections together; insert scores, objects and measurements.
+
+    Scores need no object: the server takes them while the measurements are matched here.
+    """
+    radius_arcsec, patch, taken = within
+    blocks = [(p.section_id, p.measurements) for p in lacking if p.measurements is not None and p.measurements.n]
     if not blocks:
+        _store_scores(conn, parts, result)
         return
-    section = np.repeat(np.arange(len(blocks)), [b.n for _, b in blocks])
     rows = concatenate([b for _, b in blocks])
-    taken = objects_taken(conn, exposure_id, measuring)
-    links = link(conn, rows.array("_id"), rows.array("ra"), rows.array("dec"), ~rows.array("is_bad"), *within, taken)
-    if links.new_objects.n > max_new:
+    ra, dec, good = rows.array("ra"), rows.array("dec"), ~rows.array("is_bad")
+    known = nearby_objects(conn, patch)
+    with ThreadPoolExecutor(1, "scores") as beside:
+        stored = beside.submit(_store_scores, conn, parts, result)
+        matches = match(known, ra, dec, good, radius_arcsec, taken)
+        stored.result()
+    links = found(conn, matches, known, rows.array("_id"), ra, dec, good)
+    n_new = int(np.count_nonzero(links.is_new))
+    if n_new > max_new:
         raise RefusedCommit(
-            f"{links.new_objects.n} new objects in one exposure (limit {max_new}, "
+            f"{n_new} new objects in one exposure (limit {max_new}, "
             "objects.max_new_per_exposure): the subtraction is suspect; nothing was written"
         )
-    result.count("objects", write_block(conn, "objects", links.new_objects))
+    result.count("objects", write_block(conn, "objects", links.new_objects, fresh=True))
     rows.columns["object_id"], rows.nulls["object_id"] = links.object_ids, links.without
     result.count("measurements", write_block(conn, "measurements", rows, fresh=True))
+    section = np.repeat(np.arange(len(blocks)), [b.n for _, b in blocks])
     old = ~links.without & ~links.is_new
     for k, (name, _) in enumerate(blocks):
         for counts, which in ((result.new_objects, links.is_new), (result.linked, old)):

@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from seechange_mpi.db.blocks import Block, id_array, id_texts, ids_of, read_columns, uuids, write_block
+from seechange_mpi.db.names import free_names, place_keys
 
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
@@ -24,13 +25,11 @@ ORDER = 16
 """HEALPix order (nested) of the sky index of tables: pixels of 3.2 arcsec."""
 _LOCK_ORDER = 7
 _LOCK_SPACE = 0x5EE
-_SAME_PLACE_ARCSEC = 0.05
-"""Beyond this two positions have different names."""
 
 
 @dataclass(slots=True)
 class Links:
-    """Result of `link`.
+    """Result of `found`.
 
     Attributes
     ----------
@@ -165,10 +164,16 @@ def lock_sky(conn: Connection, patch: Patch) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Nearby:
-    """Objects near some positions: ids (V16) and unit vectors (n, 3), in the order of the ids."""
+    """Objects near some positions, in the order of their ids: ids (V16), unit vectors (n, 3), `place_keys`."""
 
     ids: npt.NDArray[np.void]
     vectors: F64
+    keys: npt.NDArray[np.int64]
+
+    def names(self, conn: Connection, which: npt.NDArray[np.bool_]) -> set[bytes]:
+        """Return the names of some of them."""
+        rows = conn.execute("SELECT name FROM objects WHERE _id = ANY(%s)", (uuids(self.ids[which]),))
+        return {str(r[0]).encode() for r in rows}
 
 
 def nearby_objects(conn: Connection, patch: Patch) -> Nearby:
@@ -191,80 +196,66 @@ def nearby_objects(conn: Connection, patch: Patch) -> Nearby:
     conn.execute("SET LOCAL enable_seqscan = DEFAULT")
     conn.execute("SET LOCAL enable_bitmapscan = DEFAULT")
     rows = rows[np.argsort(rows["_id"].view("S16"), kind="stable")]
-    return Nearby(rows["_id"], unit_vectors(rows["ra"], rows["dec"]))
+    return Nearby(rows["_id"], unit_vectors(rows["ra"], rows["dec"]), place_keys(rows["ra"], rows["dec"]))
 
 
-def object_name(ra_deg: float, dec_deg: float) -> str:
-    """IAU-like name from the founding position, e.g. ``SCM J100000.000+021200.00``."""
-    ms = int(ra_deg / 15 * 3.6e6)
-    cas = int(abs(dec_deg) * 3.6e5)
-    return (
-        f"SCM J{ms // 3_600_000:02d}{ms // 60_000 % 60:02d}{ms % 60_000 / 1000:06.3f}"
-        f"{'-' if dec_deg < 0 else '+'}{cas // 360_000:02d}{cas // 6000 % 60:02d}{cas % 6000 / 100:05.2f}"
-    )
+@dataclass(slots=True)
+class Matches:
+    """Result of `match`.
+
+    Attributes
+    ----------
+    object_ids : (n,) V16, one per measurement.
+    without : (n,) bool, the measurement has no object so far.
+    """
+
+    object_ids: npt.NDArray[np.void]
+    without: npt.NDArray[np.bool_]
 
 
-def _free_names(conn: Connection, ra: F64, dec: F64, known: Nearby) -> list[str]:
-    """Names of positions; a number is added where sections overlap and two objects have one position."""
-    used: set[str] = set()
-    if len(known.ids) and len(ra):
-        # only an object at the very place can have the name
-        away, _ = cKDTree(unit_vectors(ra, dec)).query(known.vectors,
-                                                       distance_upper_bound=np.deg2rad(_SAME_PLACE_ARCSEC / 3600))
-        same = uuids(known.ids[np.isfinite(away)])
-        used = {str(r[0]) for r in conn.execute("SELECT name FROM objects WHERE _id = ANY(%s)", (same,))}
-    out = []
-    for a, d in zip(ra.tolist(), dec.tolist(), strict=True):
-        name = base = object_name(a, d)
-        n = 1
-        while name in used:
-            n += 1
-            name = f"{base}-{n}"
-        used.add(name)
-        out.append(name)
-    return out
+def match(known: Nearby, ra: F64, dec: F64, good: npt.NDArray[np.bool_], radius_arcsec: float,
+          taken: frozenset[UUID] = frozenset()) -> Matches:
+    """Give the measurements of an exposure the objects that there are; the database is not asked.
 
-
-def link(
-    conn: Connection,
-    ids: npt.NDArray[np.void],
-    ra: F64,
-    dec: F64,
-    good: npt.NDArray[np.bool_],
-    radius_arcsec: float,
-    patch: Patch,
-    taken: frozenset[UUID] = frozenset(),
-) -> Links:
-    """Give every measurement of an exposure its object.
-
-    Good measurements take the nearest object, one-to-one; those left found new objects, whose ids derive from
-    the measurements' ids and positions. Bad ones may take an object that is left over, and found none. The caller
-    holds the locks of `lock_sky` and inserts the rows.
+    Good measurements take the nearest object, one-to-one; bad ones may take an object that is left over.
 
     Parameters
     ----------
-    ids : (n,) V16, of the measurements.
-    patch : the sky within the radius of the positions, at least.
     taken : objects that other measurements of the same exposure have already.
     """
-    object_ids = np.zeros(len(ids), "V16")
-    without = np.ones(len(ids), bool)
-    known = nearby_objects(conn, patch)
+    out = Matches(np.zeros(len(ra), "V16"), np.ones(len(ra), bool))
     positions = unit_vectors(ra, dec)
     free = ~np.isin(known.ids.view("S16"), id_array(list(taken)).view("S16"))
     for chosen in (np.flatnonzero(good), np.flatnonzero(~good)):
         left = np.flatnonzero(free)
         found = assign(positions[chosen], known.vectors[left], radius_arcsec)
         hit = found >= 0
-        object_ids[chosen[hit]] = known.ids[left[found[hit]]]
-        without[chosen[hit]] = False
+        out.object_ids[chosen[hit]] = known.ids[left[found[hit]]]
+        out.without[chosen[hit]] = False
         free[left[found[hit]]] = False
+    return out
+
+
+def found(conn: Connection, matches: Matches, known: Nearby, ids: npt.NDArray[np.void], ra: F64, dec: F64,
+          good: npt.NDArray[np.bool_]) -> Links:
+    """Let good measurements without an object found one; the ids derive from the measurements' ids and positions.
+
+    The caller holds the locks of `lock_sky` and inserts the rows.
+
+    Parameters
+    ----------
+    ids : (n,) V16, of the measurements.
+    """
+    object_ids, without = matches.object_ids.copy(), matches.without.copy()
     is_new = good & without
     new = np.flatnonzero(is_new)
-    names = _free_names(conn, ra[new], dec[new], known)
+    names = free_names(conn, ra[new], dec[new], known)
     # with the name (the place), so that a replaced measurement elsewhere cannot meet its predecessor's object
-    object_ids[new] = ids_of("object", numbers=[f"{i}|{n}" for i, n in zip(id_texts(ids[new]), names, strict=True)])
+    object_ids[new] = ids_of("object", numbers=[f"{i}|{n.decode()}" for i, n in zip(id_texts(ids[new]), names.tolist(),
+                                                                                     strict=True)])
     without[new] = False
-    rows = Block(len(new), {"_id": object_ids[new], "name": np.array([x.encode() for x in names], "S"), "ra": ra[new],
-                            "dec": dec[new], "healpix": healpix(ra[new], dec[new])})
-    return Links(object_ids, without, is_new, rows)
+    # a measurement that comes back after its rows were deleted may have founded an object that others keep alive
+    rows = np.flatnonzero(~np.isin(object_ids[new].view("S16"), known.ids.view("S16")))
+    at = new[rows]
+    return Links(object_ids, without, is_new, Block(len(at), {
+        "_id": object_ids[at], "name": names[rows], "ra": ra[at], "dec": dec[at], "healpix": healpix(ra[at], dec[at])}))

@@ -228,11 +228,17 @@ def _pixel_scale(header: str) -> float:
     return pixel_scale_arcsec(header)
 
 
-def sub_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
+def section_parts(info: BundleInfo, s: StoredSection) -> list[PartRows]:
+    """Return the parts that a section has: ``image``, and ``sub`` too if it was finished."""
+    image = image_part(info, s)
+    sub = None if image is None else sub_part(info, s, image)
+    return [p for p in (image, sub) if p is not None]
+
+
+def sub_part(info: BundleInfo, s: StoredSection, image: PartRows) -> PartRows | None:
     """Rows from the difference image on; None unless the section was finished."""
     p = s.products
-    image = image_part(info, s)
-    if image is None or p.sub is None or p.detections is None or p.measurements is None or not p.scores:
+    if p.sub is None or p.detections is None or p.measurements is None or not p.scores:
         return None
     ids, prov = _ids(info, s), s.provenance_ids
     part = PartRows(s.section_id, "sub", prov["scoring"], s.sub_hash)

@@ -105,6 +105,11 @@ def _set_of(table: str, column: str) -> Column[Any]:
     return Column(column, UUID(as_uuid=True), key, nullable=False)
 
 
+def _object() -> Column[Any]:
+    key = ForeignKey("objects._id", ondelete="SET NULL", info={BY_TRIGGERS: True})
+    return Column("object_id", UUID(as_uuid=True), key, index=True)
+
+
 def _position() -> list[Column[Any]]:
     return [
         Column("ra", Double, nullable=False),
@@ -429,7 +434,7 @@ measurements = Table(
     _id(),
     _set_of("measurement_sets", "measurementset_id"),
     Column("index_in_sources", Integer, nullable=False),
-    _to("objects", "object_id", nullable=True, ondelete="SET NULL"),
+    _object(),
     *_position(),
     *_real("ra_err", "dec_err"),
     Column("x", Double),

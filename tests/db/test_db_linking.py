@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from seechange_mpi.db import linking
 from seechange_mpi.db.blocks import id_array, uuids, write_block
 from seechange_mpi.db.engine import connect
+from seechange_mpi.db.names import object_name, object_names, place_keys
 
 ARCSEC = 1 / 3600
 
@@ -91,11 +92,36 @@ def test_the_nearest_is_taken_not_the_first():
     ((150.0, 2.2), "J100000.000+021200.00"), ((0.0, -0.5), "J000000.000-003000.00"),
     ((359.99999999, 90.0), "J235959.999+900000.00")])
 def test_names_say_the_position(place, name):
-    assert linking.object_name(*place).endswith(name)
+    assert object_name(*place).endswith(name)
+
+
+@given(st.lists(st.tuples(st.floats(0, 359.999999), st.floats(-90, 90)), min_size=1, max_size=20))
+def test_names_are_the_digits_of_the_position(places):
+    """Against the same formatted one by one."""
+    for (ra, dec), name in zip(places, object_names(*np.array(places).T).tolist(), strict=True):
+        ms, cas = int(ra / 15 * 3.6e6), int(abs(dec) * 3.6e5)
+        assert name.decode() == (
+            f"SCM J{ms // 3_600_000:02d}{ms // 60_000 % 60:02d}{ms % 60_000 / 1000:06.3f}"
+            f"{'-' if dec < 0 else '+'}{cas // 360_000:02d}{cas // 6000 % 60:02d}{cas % 6000 / 100:05.2f}")
+
+
+def test_equal_names_have_equal_keys_and_others_have_not():
+    rng = np.random.default_rng(3)
+    ra, dec = 10 + rng.uniform(0, 3e-7, 500), rng.uniform(-1e-5, 1e-5, 500)
+    names, keys = object_names(ra, dec), place_keys(ra, dec)
+    assert 1 < len(set(names.tolist())) < 500
+    pairs = set(zip(names.tolist(), keys.tolist(), strict=True))
+    assert len(pairs) == len(set(names.tolist())) == len(set(keys.tolist()))
 
 
 def ids(n):
     return [uuid.uuid5(uuid.NAMESPACE_OID, str(k)) for k in range(n)]
+
+
+def link(conn, measurement_ids, ra, dec, good, radius, patch):
+    known = linking.nearby_objects(conn, patch)
+    matches = linking.match(known, ra, dec, good, radius)
+    return linking.found(conn, matches, known, id_array(measurement_ids), ra, dec, good)
 
 
 def link_and_store(conn, ids, ra, dec, good=None, radius=2.0):
@@ -104,7 +130,7 @@ def link_and_store(conn, ids, ra, dec, good=None, radius=2.0):
     with conn.transaction():
         patch = linking.Patch.around(ra, dec, radius)
         linking.lock_sky(conn, patch)
-        links = linking.link(conn, id_array(ids), ra, dec, good, radius, patch)
+        links = link(conn, ids, ra, dec, good, radius, patch)
         write_block(conn, "objects", links.new_objects)
     return links
 
@@ -174,7 +200,7 @@ def _begin(url, ra, results, entered, go):
         entered.set()
         patch = linking.Patch.around(*position, 2.0)
         linking.lock_sky(conn, patch)
-        links = linking.link(conn, id_array([uuid.uuid4()]), *position, np.array([True]), 2.0, patch)
+        links = link(conn, [uuid.uuid4()], *position, np.array([True]), 2.0, patch)
         write_block(conn, "objects", links.new_objects)
         results.append(links)
         if go is not None:

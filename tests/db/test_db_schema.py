@@ -3,12 +3,14 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import psycopg
 import pytest
 
 from seechange_mpi.db import migrate
 from seechange_mpi.db.commit import commit_bundle
 from seechange_mpi.db.engine import connect
+from seechange_mpi.db.linking import Patch, lock_sky
 
 pytestmark = pytest.mark.db
 
@@ -65,6 +67,24 @@ def test_rows_have_their_set_and_go_with_it(conn, bundles, table, column, parent
     with pytest.raises(psycopg.errors.ForeignKeyViolation, match=f"is not in {parent}"), conn.transaction():
         conn.execute(f"INSERT INTO {table} (_id, {column}, {names}) SELECT gen_random_uuid(), %s, {names} FROM {table}",
                      (sets[0],))
+
+
+def test_measurements_have_their_object_or_none(conn, bundles, url):
+    """What the triggers hold: no object that is not there, NULL when it goes, which waits for commits of that sky."""
+    bundle = bundles({"S1": {"ra": 150.0, "dec": 2.0, "at": [(150.0, 2.0), (150.01, 2.0)]}})
+    commit_bundle(conn, bundle, radius_arcsec=2.0)
+    with pytest.raises(psycopg.errors.ForeignKeyViolation, match="is not in objects"), conn.transaction():
+        conn.execute("UPDATE measurements SET object_id = gen_random_uuid()")
+    first = conn.execute("SELECT object_id FROM measurements ORDER BY ra LIMIT 1").fetchone()[0]
+    conn.commit()
+    with connect(url) as other, other.transaction():
+        lock_sky(other, Patch.around(np.array([150.0]), np.array([2.0]), 2.0))
+        with pytest.raises(psycopg.errors.LockNotAvailable), conn.transaction():
+            conn.execute("SET LOCAL lock_timeout = '200ms'")
+            conn.execute("DELETE FROM objects WHERE _id = %s", (first,))
+    conn.execute("DELETE FROM objects WHERE _id = %s", (first,))
+    left = conn.execute("SELECT object_id IS NULL FROM measurements ORDER BY ra").fetchall()
+    assert left == [(True,), (False,)]
 
 
 def test_two_processes_may_migrate_at_once(empty_url):

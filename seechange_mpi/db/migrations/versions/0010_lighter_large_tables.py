@@ -27,6 +27,8 @@ def upgrade() -> None:
         op.drop_index(f"ix_{table}_{column}", table)  # the unique key begins with the column
         op.drop_constraint(f"fk_{table}_{column}", table)
         _check_per_statement(table, column, parent)
+    op.drop_constraint("fk_measurements_object_id", "measurements")
+    _check_objects()
 
 
 def _check_per_statement(table: str, column: str, parent: str) -> None:
@@ -61,8 +63,59 @@ def _check_per_statement(table: str, column: str, parent: str) -> None:
     """)
 
 
+def _check_objects() -> None:
+    """The foreign key from measurements to objects, ON DELETE SET NULL, checked once for every statement.
+
+    Measurements do not lock the rows of their objects, which is the larger part of what such a key costs: who links
+    holds the advisory locks of the sky around its measurements until it commits (`db.linking.lock_sky`: cells of
+    order 7), so that a deletion needs only those.
+    """
+    op.execute("""
+        CREATE FUNCTION measurements_have_objects() RETURNS trigger LANGUAGE plpgsql
+            SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+        DECLARE lost uuid;
+        BEGIN
+            SELECT f.object_id INTO lost
+                FROM (SELECT DISTINCT object_id FROM fresh WHERE object_id IS NOT NULL ORDER BY 1) f
+                WHERE NOT EXISTS (SELECT 1 FROM objects o WHERE o._id = f.object_id) LIMIT 1;
+            IF FOUND THEN
+                RAISE foreign_key_violation USING CONSTRAINT = 'fk_measurements_object_id', TABLE = 'measurements',
+                    MESSAGE = format('measurements: object_id %s is not in objects', lost);
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER measurements_have_objects_insert AFTER INSERT ON measurements REFERENCING NEW TABLE AS fresh
+            FOR EACH STATEMENT EXECUTE FUNCTION measurements_have_objects();
+        CREATE TRIGGER measurements_have_objects_update AFTER UPDATE ON measurements REFERENCING NEW TABLE AS fresh
+            FOR EACH STATEMENT EXECUTE FUNCTION measurements_have_objects();
+        CREATE FUNCTION objects_leave_measurements() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE cells int[];
+        BEGIN
+            SELECT array_agg(DISTINCT (healpix >> 18)::int ORDER BY (healpix >> 18)::int) INTO cells FROM gone;
+            IF cardinality(cells) > 1000 THEN  -- more than the server may have room for
+                LOCK TABLE measurements IN SHARE ROW EXCLUSIVE MODE;
+            ELSIF cells IS NOT NULL THEN
+                PERFORM pg_advisory_xact_lock(1518, c) FROM unnest(cells) WITH ORDINALITY AS t(c, n) ORDER BY n;
+            END IF;
+            UPDATE measurements SET object_id = NULL WHERE object_id IN (SELECT _id FROM gone);
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER objects_leave_measurements AFTER DELETE ON objects REFERENCING OLD TABLE AS gone
+            FOR EACH STATEMENT EXECUTE FUNCTION objects_leave_measurements();
+    """)
+
+
 def downgrade() -> None:
     """Put them back."""
+    op.execute("""
+        DROP TRIGGER objects_leave_measurements ON objects;
+        DROP TRIGGER measurements_have_objects_update ON measurements;
+        DROP TRIGGER measurements_have_objects_insert ON measurements;
+        DROP FUNCTION objects_leave_measurements();
+        DROP FUNCTION measurements_have_objects();
+    """)
+    op.create_foreign_key("fk_measurements_object_id", "measurements", "objects", ["object_id"], ["_id"],
+                          ondelete="SET NULL")
     for table, column, parent in _TO_SETS:
         op.execute(f"""
             DROP TRIGGER {parent}_take_rows ON {parent};
