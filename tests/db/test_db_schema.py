@@ -79,9 +79,11 @@ def test_measurements_have_their_object_or_none(conn, bundles, url):
     conn.commit()
     with connect(url) as other, other.transaction():
         lock_sky(other, Patch.around(np.array([150.0]), np.array([2.0]), 2.0))
-        with pytest.raises(psycopg.errors.LockNotAvailable), conn.transaction():
-            conn.execute("SET LOCAL lock_timeout = '200ms'")
+        conn.execute("SET lock_timeout = '200ms'")
+        conn.commit()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
             conn.execute("DELETE FROM objects WHERE _id = %s", (first,))
+        conn.rollback()
     conn.execute("DELETE FROM objects WHERE _id = %s", (first,))
     left = conn.execute("SELECT object_id IS NULL FROM measurements ORDER BY ra").fetchall()
     assert left == [(True,), (False,)]
