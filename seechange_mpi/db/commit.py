@@ -15,10 +15,11 @@ import psycopg
 
 from seechange_mpi.db.blocks import concatenate, write_block
 from seechange_mpi.db.bulk import insert_rows
+from seechange_mpi.db.exposures import exposure_row, store_exposure
 from seechange_mpi.db.linking import Patch, found, lock_sky, match, nearby_objects
 from seechange_mpi.db.provenance import store_provenances
 from seechange_mpi.db.replace import compare_parts, delete_subs, objects_of, objects_taken, write_products
-from seechange_mpi.db.rows import PartRows, exposure_row, report_row, section_parts
+from seechange_mpi.db.rows import PartRows, report_row, section_parts
 from seechange_mpi.io.bundle import read_bundle, read_tables
 from seechange_mpi.model.errors import SeeChangeError, TransientError
 from seechange_mpi.model.ids import stable_id
@@ -100,7 +101,7 @@ def commit_bundle(
             conn.execute("SET LOCAL jit = off")  # compiling takes longer than any of these queries
             _check_fence(conn, info.exposure.identifier, token)
             result.count("provenances", store_provenances(conn, info.provenances, tag))
-            result.count("exposures", insert_rows(conn, "exposures", [exposure_row(info)]))
+            result.count("exposures", store_exposure(conn, exposure_row(info, sections)))
             new, differing, old_subs = compare_parts(conn, exposure_id, parts)
             if differing and not replace:
                 _refuse(info.exposure.identifier, differing)
@@ -116,7 +117,9 @@ def commit_bundle(
             _link_and_store(conn, new, lacking, (radius_arcsec, patch, taken), max_new_objects, result)
             result.seconds["linking"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            _store_reports(conn, exposure_id, [(report_row(info, s), s.provenance_ids) for s in sections])
+            made = {s.section_id: [p.part for p in parts if p.section_id == s.section_id] for s in sections}
+            _store_reports(conn, exposure_id, [(report_row(info, s, made[s.section_id]), s.provenance_ids)
+                                                for s in sections])
             sets = [_product_set(info.exposure.identifier, p) for p in new]
             insert_rows(conn, "product_sets", sets, update=True)
         result.seconds["finish"] = time.perf_counter() - clock

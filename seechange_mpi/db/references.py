@@ -28,7 +28,8 @@ def add_reference(
 ) -> list[str]:
     """Register the committed sections of an exposure; return those that are new.
 
-    Of several versions (provenances) of a section the one committed last is taken.
+    Of several versions (provenances) of a section the one committed last is taken. The set's own provenance becomes
+    that of the newest reference.
 
     Raises
     ------
@@ -83,6 +84,8 @@ def add_reference(
             )
             if done:
                 new.append(str(section))
+                conn.execute("UPDATE refsets SET provenance_id = %s, modified = now() WHERE _id = %s",
+                             (record.id, refset_id))
     return new
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from uuid import UUID
 import numpy as np
 
 from seechange_mpi.db.blocks import Block, ids_of
+from seechange_mpi.db.exposures import ImageType, exposure_columns, outline, times
 from seechange_mpi.db.linking import healpix
 from seechange_mpi.io.bundle import BundleInfo
 from seechange_mpi.model.flags import PRODUCT_BITS, STEP_BITS
@@ -41,6 +43,11 @@ WCS_FIGURES: tuple[str, ...] = (
 """Figures of `WorldCoordinates` that are columns under the same name."""
 
 
+PSF_PHOTOMETRY = -1
+"""``source_lists.best_aper_num`` where zero point and magnitudes are of PSF fluxes, as they are here."""
+_UP_TO_ZERO_POINT = ("image", "sources", "psf", "bg", "wcs", "zp")
+
+
 @dataclass(slots=True)
 class PartRows:
     """Rows of one part (``image`` or ``sub``) of one section, tables in the order of insertion."""
@@ -57,43 +64,6 @@ class PartRows:
     def add(self, table: str, **values: Any) -> None:
         """Append a row."""
         self.rows.setdefault(table, []).append(values)
-
-
-def exposure_row(info: BundleInfo) -> dict[str, Any]:
-    """Row of ``exposures``."""
-    e = info.exposure
-    provenance = next(p.id for p in info.provenances if p.process == "acquire_exposure")
-    return {
-        "_id": stable_id("exposure", e.identifier),
-        "filepath": e.path,
-        "origin_identifier": e.identifier,
-        "instrument": e.instrument,
-        "project": e.project,
-        "target": e.target,
-        "filter": e.filter,
-        "mjd": e.mjd,
-        "exp_time": e.exp_time_s,
-        "airmass": e.airmass,
-        "ra": e.ra_deg,
-        "dec": e.dec_deg,
-        "info": json.dumps(e.header, sort_keys=True),
-        "provenance_id": provenance,
-    }
-
-
-def _corners(header: str, shape: tuple[int, int]) -> dict[str, float]:
-    """Centre and corners, named as in SeeChange: 0x at low, 1x at high ra; x0 at low, x1 at high dec."""
-    from seechange_mpi.pipeline.wcs_tools import pixel_to_sky
-
-    ny, nx = shape
-    ra, dec = pixel_to_sky(header, [(nx - 1) / 2, 0, 0, nx - 1, nx - 1], [(ny - 1) / 2, 0, ny - 1, 0, ny - 1])
-    from_centre = (ra[1:] - ra[0] + 180) % 360 - 180
-    by_ra = np.argsort(from_centre, kind="stable") + 1
-    low, high = (half[np.argsort(dec[half], kind="stable")] for half in (by_ra[:2], by_ra[2:]))
-    out = {"ra": float(ra[0]), "dec": float(dec[0])}
-    for name, k in zip(("00", "01", "10", "11"), (*low, *high), strict=True):
-        out |= {f"ra_corner_{name}": float(ra[k]), f"dec_corner_{name}": float(dec[k])}
-    return out
 
 
 def _ids(info: BundleInfo, s: StoredSection) -> dict[str, UUID]:
@@ -148,10 +118,10 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         "exposure_id": ids["exposure"],
         "section_id": s.section_id,
         "filepath": path,
-        "instrument": info.exposure.instrument,
+        **exposure_columns(info.exposure),
         "filter": p.image.filter,
-        "mjd": p.image.mjd,
-        "exp_time": p.image.exp_time_s,
+        **times(p.image.mjd, p.image.exp_time_s),
+        "astro_cal_done": p.wcs.method == "catalog",
         "gain": p.image.gain,
         "preproc_bitflag": p.image.preproc_bitflag,
         "fwhm_estimate": p.psf.fwhm_pixels * scale,
@@ -160,7 +130,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         "bkg_mean_estimate": p.background.value,
         "bkg_rms_estimate": p.background.noise,
         "info": "{}",
-    } | _corners(p.wcs.header, s.shape)
+    } | outline(p.wcs.header, s.shape)
     part.add("images", _id=ids["image"], is_sub=False, provenance_id=prov["preprocessing"], **common, **_bits(p.image))
     extraction = prov["extraction"]
     part.add(
@@ -171,12 +141,15 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         filepath=path,
         num_sources=len(p.sources.table),
         aper_rads=list(p.sources.aper_radii),
+        inf_aper_num=len(p.sources.aper_radii) - 1,
+        best_aper_num=PSF_PHOTOMETRY,
         **_bits(p.sources),
     )
     part.add(
         "psfs",
         _id=ids["psf"],
         sources_id=ids["sources"],
+        filepath=path,
         fwhm_pixels=p.psf.fwhm_pixels,
         n_stars=p.psf.n_stars,
         chi2=p.psf.chi2,
@@ -186,6 +159,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         "backgrounds",
         _id=ids["bg"],
         sources_id=ids["sources"],
+        filepath=path,
         value=p.background.value,
         noise=p.background.noise,
         **_bits(p.background),
@@ -195,6 +169,7 @@ def image_part(info: BundleInfo, s: StoredSection) -> PartRows | None:
         _id=ids["wcs"],
         sources_id=ids["sources"],
         provenance_id=extraction,
+        filepath=path,
         method=p.wcs.method,
         n_matched=p.wcs.n_matched,
         rms_mas=p.wcs.rms_mas,
@@ -246,6 +221,8 @@ def sub_part(info: BundleInfo, s: StoredSection, image: PartRows) -> PartRows | 
     sub = dict(image.rows["images"][0]) | {
         "_id": ids["sub"],
         "is_sub": True,
+        "_type": int(ImageType.DIFF),
+        "sky_sub_done": True,
         "provenance_id": prov["subtraction"],
         "info": json.dumps({"method": p.sub.method, "metrics": p.sub.metrics}, sort_keys=True),
     } | _bits(p.sub)
@@ -313,8 +290,13 @@ def _score_rows(set_id: UUID, table: np.ndarray, measurements: np.ndarray, upstr
                               "_upstream_bitflag": found | upstream})
 
 
-def report_row(info: BundleInfo, s: StoredSection) -> dict[str, Any]:
-    """Row of ``reports``."""
+def report_row(info: BundleInfo, s: StoredSection, parts: Collection[str] = ()) -> dict[str, Any]:
+    """Row of ``reports``.
+
+    Parameters
+    ----------
+    parts : those of the section that the database gets (``image``, ``sub``).
+    """
     r = s.report
     done = STEPS[: STEPS.index(r.completed_step) + 1] if r.completed_step in STEPS else ()
     p = s.products
@@ -340,12 +322,14 @@ def report_row(info: BundleInfo, s: StoredSection) -> dict[str, Any]:
         "_id": stable_id("report", info.exposure.identifier, provenance, s.section_id),
         "exposure_id": stable_id("exposure", info.exposure.identifier),
         "section_id": s.section_id,
+        "image_id": _ids(info, s)["image"] if "image" in parts else None,
         "provenance_id": provenance,
         "success": r.success,
         "caveat": r.caveat,
         "start_time": r.start_time or None,
         "finish_time": r.finish_time or None,
         "node_id": r.host,
+        "cluster_id": r.cluster or None,
         "completed_step": r.completed_step,
         "error_step": r.error_step or None,
         "error_type": r.error_type or None,
@@ -359,4 +343,6 @@ def report_row(info: BundleInfo, s: StoredSection) -> dict[str, Any]:
         "progress_steps_bitflag": sum(1 << STEP_BITS[x] for x in done),
         "_bitflag": r.bitflag,
         "products_exist_bitflag": sum(1 << PRODUCT_BITS[k] for k, v in exist.items() if v is not None),
+        "products_committed_bitflag": sum(1 << bit for k, bit in PRODUCT_BITS.items()
+                                          if ("image" if k in _UP_TO_ZERO_POINT else "sub") in parts),
     }

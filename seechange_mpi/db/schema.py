@@ -118,6 +118,12 @@ def _position() -> list[Column[Any]]:
     ]
 
 
+def _on_the_sky() -> list[Column[Any]]:
+    """What follows from a position; NULL without one."""
+    return [Column("healpix", BigInteger, index=True),
+            *(Column(n, Double, index=n.endswith("lat")) for n in ("gallat", "gallon", "ecllat", "ecllon"))]
+
+
 def _real(*names: str) -> list[Column[Any]]:
     return [Column(n, REAL) for n in names]
 
@@ -140,6 +146,8 @@ provenances = Table(
     _to("code_versions", "code_version_id"),
     Column("parameters", JSONB, nullable=False, server_default="{}"),
     *(Column(n, Boolean, nullable=False, server_default="false") for n in ("is_bad", "is_outdated", "is_testing")),
+    Column("bad_comment", Text),
+    Column("replaced_by", Text, ForeignKey("provenances._id", ondelete="SET NULL"), index=True),
     *_times(),
 )
 
@@ -172,15 +180,21 @@ exposures = Table(
     Column("project", Text, nullable=False, server_default=""),
     Column("target", Text, nullable=False, server_default=""),
     Column("filter", Text),
+    Column("filter_array", ARRAY(Text)),
     Column("mjd", Double, nullable=False, index=True),
     Column("exp_time", REAL),
     *_real("airmass"),
     Column("ra", Double),
     Column("dec", Double),
+    *_on_the_sky(),
+    Column("_type", SmallInteger, nullable=False, server_default="1", index=True),
+    Column("_format", SmallInteger, nullable=False, server_default="1"),
+    Column("preproc_bitflag", SmallInteger, nullable=False, server_default="0"),
     Column("info", JSONB, nullable=False, server_default="{}"),
     _provenance(),
     *_flags(),
     *_times(),
+    CheckConstraint("filter IS NOT NULL OR filter_array IS NOT NULL", name="filter"),
 )
 
 images = Table(
@@ -192,12 +206,21 @@ images = Table(
     _provenance(),
     Column("filepath", Text, nullable=False),
     Column("is_sub", Boolean, nullable=False),
+    Column("is_coadd", Boolean, nullable=False, server_default="false"),
+    Column("coadd_alignment_target", UUID(as_uuid=True), ForeignKey("images._id", ondelete="RESTRICT"), index=True),
+    Column("_type", SmallInteger, nullable=False, server_default="1", index=True),
+    Column("_format", SmallInteger, nullable=False, server_default="2"),
     Column("instrument", Text, nullable=False),
+    *(Column(n, Text, nullable=False, server_default="") for n in ("telescope", "project", "target")),
     Column("filter", Text, nullable=False, index=True),
     Column("mjd", Double, nullable=False, index=True),
+    Column("end_mjd", Double),
     Column("exp_time", REAL),
+    *_real("airmass"),
+    *(Column(n, Boolean, nullable=False, server_default="false") for n in ("astro_cal_done", "sky_sub_done")),
     Column("ra", Double),
     Column("dec", Double),
+    *_on_the_sky(),
     *_real(
         "ra_corner_00",
         "ra_corner_01",
@@ -207,6 +230,10 @@ images = Table(
         "dec_corner_01",
         "dec_corner_10",
         "dec_corner_11",
+        "minra",
+        "maxra",
+        "mindec",
+        "maxdec",
         "gain",
     ),
     Column("preproc_bitflag", SmallInteger, nullable=False, server_default="0"),
@@ -215,6 +242,7 @@ images = Table(
     *_flags(),
     *_times(),
     UniqueConstraint("exposure_id", "section_id", "provenance_id"),
+    Index("ix_images_bounds", "mindec", "maxdec", "minra", "maxra"),
 )
 
 source_lists = Table(
@@ -226,6 +254,8 @@ source_lists = Table(
     Column("filepath", Text, nullable=False),
     Column("num_sources", Integer, nullable=False),
     Column("aper_rads", ARRAY(REAL)),
+    Column("inf_aper_num", SmallInteger),
+    Column("best_aper_num", SmallInteger),
     *_flags(),
     *_times(),
     UniqueConstraint("image_id", "provenance_id"),
@@ -236,6 +266,7 @@ psfs = Table(
     metadata,
     _id(),
     _to("source_lists", "sources_id"),
+    Column("filepath", Text, nullable=False),
     Column("fwhm_pixels", REAL, nullable=False),
     Column("n_stars", Integer),
     *_real("chi2"),
@@ -249,6 +280,7 @@ backgrounds = Table(
     metadata,
     _id(),
     _to("source_lists", "sources_id"),
+    Column("filepath", Text, nullable=False),
     Column("value", Double, nullable=False),
     Column("noise", Double, nullable=False),
     *_flags(),
@@ -262,6 +294,7 @@ world_coordinates = Table(
     _id(),
     _to("source_lists", "sources_id"),
     _provenance(),
+    Column("filepath", Text, nullable=False),
     Column("method", Text, nullable=False),
     Column("n_matched", Integer),
     *_real("rms_mas"),
@@ -302,6 +335,7 @@ refsets = Table(
     _id(),
     Column("name", Text, nullable=False, unique=True),
     Column("description", Text),
+    Column("provenance_id", Text, ForeignKey("provenances._id", ondelete="SET NULL"), index=True),
     *_times(),
 )
 
@@ -352,6 +386,14 @@ calibrator_files = Table(
     CheckConstraint("calibrator_set IN ('externally_supplied', 'general', 'nightly')", name="calibrator_set"),
     CheckConstraint("num_nonnulls(image_id, datafile_id) = 1", name="one_file"),
     Index("ix_calibrator_files_lookup", "instrument", "sensor_section", "type"),
+)
+
+image_coadd_component = Table(
+    "image_coadd_component",
+    metadata,
+    Column("zp_id", UUID(as_uuid=True), ForeignKey("zero_points._id", ondelete="RESTRICT"), primary_key=True),
+    Column("coadd_image_id", UUID(as_uuid=True), ForeignKey("images._id", ondelete="CASCADE"), primary_key=True,
+           index=True),
 )
 
 image_subtraction_components = Table(
@@ -405,6 +447,20 @@ object_positions = Table(
     Column("n_measurements", Integer),
     *_times(),
     UniqueConstraint("object_id", "provenance_id"),
+)
+
+object_legacy_survey_match = Table(
+    "object_legacy_survey_match",
+    metadata,
+    _id(),
+    _to("objects", "object_id"),
+    Column("lsid", BigInteger, nullable=False),
+    *(Column(n, Double, nullable=False) for n in ("ra", "dec", "dist")),
+    Column("white_mag", Double),
+    *_real("xgboost"),
+    Column("is_star", Boolean),
+    *_times(),
+    UniqueConstraint("object_id", "lsid"),
 )
 
 forced_photometry = Table(
@@ -489,11 +545,13 @@ reports = Table(
     _id(),
     _to("exposures", "exposure_id"),
     Column("section_id", Text, nullable=False),
+    Column("image_id", UUID(as_uuid=True), index=True),
     Column("provenance_id", Text, nullable=False),
     Column("success", Boolean, nullable=False),
     Column("caveat", Text, nullable=False, server_default=""),
     Column("start_time", DateTime(timezone=True)),
     Column("finish_time", DateTime(timezone=True)),
+    Column("cluster_id", Text),
     Column("node_id", Text),
     Column("completed_step", Text),
     Column("error_step", Text),
@@ -507,6 +565,7 @@ reports = Table(
     Column("_bitflag", BigInteger, nullable=False, server_default="0", index=True),
     Column("progress_steps_bitflag", BigInteger, nullable=False, server_default="0"),
     Column("products_exist_bitflag", BigInteger, nullable=False, server_default="0"),
+    Column("products_committed_bitflag", BigInteger, nullable=False, server_default="0"),
     *_times(),
     UniqueConstraint("exposure_id", "section_id", "provenance_id"),
 )

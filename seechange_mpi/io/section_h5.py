@@ -252,7 +252,7 @@ def read_report(g: h5py.Group) -> SectionReport:
     r = g["report"]
     a = r.attrs
     text = {k: get_text(r, k) for k in ("caveat", "completed_step", "error_step", "error_type", "error_message",
-                                        "error_traceback", "host", "start_time", "finish_time")}
+                                        "error_traceback", "host", "cluster", "start_time", "finish_time")}
     return SectionReport(success=bool(a["success"]), warnings=json.loads(get_text(r, "warnings", "[]")),
                          steps=_read_steps(r["steps"]),
                          rank=int(a["rank"]), bitflag=int(a.get("bitflag", 0)), **text)

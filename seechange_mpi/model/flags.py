@@ -136,6 +136,11 @@ class Correction(IntFlag):
     BAD_PIXEL_MAP = 1 << 9
 
 
+REDUCED_ELSEWHERE = (Correction.OVERSCAN | Correction.ZERO | Correction.DARK | Correction.LINEARITY | Correction.FLAT
+                     | Correction.FRINGE | Correction.ILLUMINATION)
+"""``preproc_bitflag`` of an exposure whose file comes reduced."""
+
+
 STEP_BITS: dict[str, int] = {
     "preprocessing": 1,
     "extraction": 2,

@@ -133,6 +133,8 @@ class SectionReport:
     finish_time: str = ""
     bitflag: int = 0
     """Badness bits of all products, and of why the section failed."""
+    cluster: str = ""
+    """Name that Slurm gives the cluster; empty elsewhere."""
 
 
 @dataclass(slots=True)

@@ -85,7 +85,8 @@ class SectionServer:
 def failed(work: Work, step: str, kind: str, message: str, rank: int, *, is_bug: bool = False, trace: str = "",
            steps: list[StepRecord] | None = None) -> Outcome:
     """Return the outcome of a section that could not answer for itself."""
-    report = SectionReport(rank=rank, host=socket.gethostname(), error_step=step, error_type=kind,
+    report = SectionReport(rank=rank, host=socket.gethostname(), cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
+                           error_step=step, error_type=kind,
                            error_message=message, error_traceback=trace, steps=steps or [],
                            finish_time=datetime.now(UTC).isoformat(timespec="seconds"))
     return Outcome(work.task.exposure.identifier, work.key.section, "failed", report, is_bug=is_bug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 import traceback
@@ -48,7 +49,8 @@ def run_section(task: SectionTask, pipeline: Pipeline | None = None, rank: int =
         Handed from step to step: its products up to ``task.reuse_through`` are kept, all others are made, and are in
         it afterwards. Default: a new one.
     """
-    report = SectionReport(rank=rank, host=socket.gethostname(), start_time=_now())
+    report = SectionReport(rank=rank, host=socket.gethostname(), start_time=_now(),
+                           cluster=os.environ.get("SLURM_CLUSTER_NAME", ""))
     runner: _SectionRun | None = None
     is_bug = False
     started = time.perf_counter()

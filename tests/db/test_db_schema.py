@@ -126,8 +126,8 @@ def test_an_exposure_has_a_section_once_per_provenance(conn):
     conn.execute("INSERT INTO code_versions (_id, process, version_major, version_minor, version_patch) "
                  "VALUES (gen_random_uuid(), 'p', 0, 1, 0)")
     conn.execute("INSERT INTO provenances (_id, process, code_version_id) SELECT 'X', 'p', _id FROM code_versions")
-    conn.execute("INSERT INTO exposures (_id, filepath, origin_identifier, instrument, mjd, provenance_id) "
-                 "VALUES (gen_random_uuid(), 'f', 'e1', 'cam', 1, 'X')")
+    conn.execute("INSERT INTO exposures (_id, filepath, origin_identifier, instrument, filter, mjd, provenance_id) "
+                 "VALUES (gen_random_uuid(), 'f', 'e1', 'cam', 'r', 1, 'X')")
     insert = ("INSERT INTO images (_id, exposure_id, section_id, provenance_id, filepath, is_sub, instrument, filter, "
               "mjd) SELECT gen_random_uuid(), _id, 'S1', 'X', 'f', false, 'cam', 'r', 1 FROM exposures")
     conn.execute(insert)

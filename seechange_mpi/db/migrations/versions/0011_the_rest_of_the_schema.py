@@ -1,0 +1,194 @@
+"""Columns and tables that users of SeeChange know, filled for the rows that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+_SKY = ("gallat", "gallon", "ecllat", "ecllon")
+_BOUNDS = ("minra", "maxra", "mindec", "maxdec")
+_FILES = ("psfs", "backgrounds", "world_coordinates")
+
+
+def _column(name: str, kind: Any, default: str | None = None) -> sa.Column:
+    return sa.Column(name, kind, server_default=default, nullable=default is None)
+
+
+_SMALL, _FALSE = sa.SmallInteger(), "false"
+
+
+def _columns() -> dict[str, tuple[sa.Column, ...]]:
+    """Table -> columns that are new."""
+    return {
+        "provenances": (_column("bad_comment", sa.Text()), _column("replaced_by", sa.Text())),
+        "exposures": (
+            _column("filter_array", sa.ARRAY(sa.Text())), _column("healpix", sa.BigInteger()),
+            *(_column(n, sa.Double()) for n in _SKY), _column("_type", _SMALL, "1"), _column("_format", _SMALL, "1"),
+            _column("preproc_bitflag", _SMALL, "0")),
+        "images": (
+            _column("is_coadd", sa.Boolean(), _FALSE), _column("coadd_alignment_target", sa.UUID()),
+            _column("_type", _SMALL, "1"), _column("_format", _SMALL, "2"),
+            *(_column(n, sa.Text(), "") for n in ("telescope", "project", "target")), _column("end_mjd", sa.Double()),
+            _column("airmass", sa.REAL()),
+            *(_column(n, sa.Boolean(), _FALSE) for n in ("astro_cal_done", "sky_sub_done")),
+            _column("healpix", sa.BigInteger()), *(_column(n, sa.Double()) for n in _SKY),
+            *(_column(n, sa.REAL()) for n in _BOUNDS)),
+        "source_lists": (_column("inf_aper_num", _SMALL), _column("best_aper_num", _SMALL)),
+        **{t: (_column("filepath", sa.Text()),) for t in _FILES},
+        "refsets": (_column("provenance_id", sa.Text()),),
+        "reports": (_column("image_id", sa.UUID()), _column("cluster_id", sa.Text()),
+                    _column("products_committed_bitflag", sa.BigInteger(), "0")),
+    }
+
+
+INDEXED: dict[str, tuple[str, ...]] = {
+    "provenances": ("replaced_by",),
+    "exposures": ("_type", "healpix", "gallat", "ecllat"),
+    "images": ("_type", "healpix", "gallat", "ecllat", "coadd_alignment_target"),
+    "refsets": ("provenance_id",),
+    "reports": ("image_id",),
+}
+KEYS = (("provenances", "replaced_by", "provenances", "SET NULL"),
+        ("images", "coadd_alignment_target", "images", "RESTRICT"),
+        ("refsets", "provenance_id", "provenances", "SET NULL"))
+
+
+def upgrade() -> None:
+    """Add and fill columns, make tables, and the indexes of q3c where it is there."""
+    for table, columns in _columns().items():
+        for new in columns:
+            op.add_column(table, new)
+    for table, column, target, ondelete in KEYS:
+        op.create_foreign_key(op.f(f"fk_{table}_{column}"), table, target, [column], ["_id"], ondelete=ondelete)
+    _fill()
+    for table in _FILES:
+        op.alter_column(table, "filepath", nullable=False)
+    op.create_check_constraint(op.f("ck_exposures_filter"), "exposures",
+                               "filter IS NOT NULL OR filter_array IS NOT NULL")
+    for table, names in INDEXED.items():
+        for name in names:
+            op.create_index(op.f(f"ix_{table}_{name}"), table, [name])
+    op.create_index("ix_images_bounds", "images", ["mindec", "maxdec", "minra", "maxra"])
+    _make_tables()
+
+
+def _make_tables() -> None:
+    def to(table: str, column: str, target: str, ondelete: str) -> sa.ForeignKeyConstraint:
+        return sa.ForeignKeyConstraint([column], [f"{target}._id"], name=op.f(f"fk_{table}_{column}"),
+                                       ondelete=ondelete)
+
+    coadds, survey = "image_coadd_component", "object_legacy_survey_match"
+    op.create_table(
+        coadds,
+        sa.Column("zp_id", sa.UUID(), nullable=False),
+        sa.Column("coadd_image_id", sa.UUID(), nullable=False),
+        to(coadds, "zp_id", "zero_points", "RESTRICT"),
+        to(coadds, "coadd_image_id", "images", "CASCADE"),
+        sa.PrimaryKeyConstraint("zp_id", "coadd_image_id", name=op.f(f"pk_{coadds}")),
+    )
+    op.create_index(op.f(f"ix_{coadds}_coadd_image_id"), coadds, ["coadd_image_id"])
+    op.create_table(
+        survey,
+        sa.Column("_id", sa.UUID(), nullable=False),
+        sa.Column("object_id", sa.UUID(), nullable=False),
+        sa.Column("lsid", sa.BigInteger(), nullable=False),
+        *(sa.Column(n, sa.Double(), nullable=False) for n in ("ra", "dec", "dist")),
+        sa.Column("white_mag", sa.Double()),
+        sa.Column("xgboost", sa.REAL()),
+        sa.Column("is_star", sa.Boolean()),
+        *(sa.Column(n, sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False)
+          for n in ("created_at", "modified")),
+        to(survey, "object_id", "objects", "CASCADE"),
+        sa.PrimaryKeyConstraint("_id", name=op.f(f"pk_{survey}")),
+        sa.UniqueConstraint("object_id", "lsid", name=op.f(f"uq_{survey}_object_id_lsid")),
+    )
+    for name in ("created_at", "object_id"):
+        op.create_index(op.f(f"ix_{survey}_{name}"), survey, [name])
+
+
+def _fill() -> None:
+    """Give the rows that are there what a commit of their bundles would."""
+    op.execute(
+        "UPDATE exposures e SET _format = CASE WHEN e.filepath LIKE '%.fz' THEN 17 ELSE 1 END, "
+        "preproc_bitflag = CASE WHEN p.parameters->>'proc_type' = 'reduced' THEN 127 ELSE 0 END, "
+        "filter = NULLIF(e.filter, ''), filter_array = CASE WHEN COALESCE(e.filter, '') = '' THEN "
+        "ARRAY(SELECT DISTINCT i.filter FROM images i WHERE i.exposure_id = e._id ORDER BY 1) END "
+        "FROM provenances p WHERE p._id = e.provenance_id")
+    op.execute(
+        "UPDATE images i SET _type = CASE WHEN i.is_sub THEN 3 ELSE 1 END, sky_sub_done = i.is_sub, "
+        "project = e.project, target = e.target, airmass = e.airmass, "
+        "end_mjd = i.mjd + i.exp_time::double precision / 86400 FROM exposures e WHERE e._id = i.exposure_id")
+    op.execute(
+        "UPDATE images i SET astro_cal_done = true FROM source_lists s JOIN world_coordinates w ON w.sources_id = s._id "
+        "WHERE w.method = 'catalog' AND s.image_id = i._id")
+    op.execute(
+        "UPDATE images i SET astro_cal_done = n.astro_cal_done FROM image_subtraction_components c "
+        "JOIN zero_points z ON z._id = c.new_zp_id JOIN world_coordinates w ON w._id = z.wcs_id "
+        "JOIN source_lists s ON s._id = w.sources_id JOIN images n ON n._id = s.image_id WHERE c.image_id = i._id")
+    op.execute("UPDATE source_lists SET inf_aper_num = cardinality(aper_rads) - 1, best_aper_num = -1 "
+               "WHERE aper_rads IS NOT NULL")
+    for table in _FILES:
+        op.execute(f"UPDATE {table} p SET filepath = s.filepath FROM source_lists s WHERE s._id = p.sources_id")
+    op.execute("UPDATE refsets s SET provenance_id = (SELECT r.provenance_id FROM refs r WHERE r.refset_id = s._id "
+               "ORDER BY r.created_at DESC, r._id DESC LIMIT 1)")
+    op.execute(
+        "UPDATE reports r SET image_id = i._id, products_committed_bitflag = 126 FROM images i, product_sets p "
+        "WHERE i.exposure_id = r.exposure_id AND i.section_id = r.section_id AND NOT i.is_sub AND "
+        "i.provenance_id = r.process_provid->>'preprocessing' AND p.exposure_id = r.exposure_id AND "
+        "p.section_id = r.section_id AND p.part = 'image' AND p.provenance_id = r.process_provid->>'extraction'")
+    op.execute(
+        "UPDATE reports r SET products_committed_bitflag = 126 | 3968 FROM product_sets p WHERE r.image_id IS NOT NULL "
+        "AND p.exposure_id = r.exposure_id AND p.section_id = r.section_id AND p.part = 'sub' AND "
+        "p.provenance_id = r.process_provid->>'scoring'")
+    _fill_positions()
+
+
+def _fill_positions() -> None:
+    """What PostgreSQL cannot compute."""
+    from seechange_mpi.db.exposures import telescope_of
+    from seechange_mpi.db.sky import RING, bounds, columns_of
+
+    conn = op.get_bind()
+    rows = conn.execute(sa.text("SELECT _id, ra, dec FROM exposures WHERE ra IS NOT NULL AND dec IS NOT NULL"))
+    _update("exposures", ({"id": r[0]} | columns_of(r[1], r[2]) for r in rows))
+    for instrument, header in conn.execute(sa.text(
+            "SELECT DISTINCT instrument, jsonb_build_object('TELESCOP', coalesce(info->>'TELESCOP', '')) "
+            "FROM exposures")).fetchall():
+        conn.execute(sa.text(
+            "UPDATE images i SET telescope = :telescope FROM exposures e WHERE e._id = i.exposure_id "
+            "AND e.instrument = :instrument AND coalesce(e.info->>'TELESCOP', '') = :header"),
+            {"telescope": telescope_of(instrument, header), "instrument": instrument, "header": header["TELESCOP"]})
+    corners = ", ".join(f"{c}_corner_{n}::double precision" for c in ("ra", "dec") for n in RING)
+    rows = conn.execute(sa.text(f"SELECT _id, ra, dec, {corners} FROM images WHERE ra IS NOT NULL AND dec IS NOT NULL "
+                                f"AND num_nulls({corners}) = 0"))
+    _update("images", ({"id": r[0]} | columns_of(r[1], r[2]) | bounds(r[1], r[3:7], r[7:11]) for r in rows))
+
+
+def _update(table: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Write figures into rows, many at a time."""
+    conn = op.get_bind()
+    batch = list(rows)
+    for first in range(0, len(batch), 5000):
+        some = batch[first:first + 5000]
+        changes = ", ".join(f"{k} = :{k}" for k in some[0] if k != "id")
+        conn.execute(sa.text(f"UPDATE {table} SET {changes} WHERE _id = :id"), some)
+
+
+def downgrade() -> None:
+    """Take all of it away."""
+    for table in ("object_legacy_survey_match", "image_coadd_component"):
+        op.drop_table(table)
+    op.drop_constraint(op.f("ck_exposures_filter"), "exposures")
+    op.execute("UPDATE exposures SET filter = '' WHERE filter IS NULL")
+    op.drop_index("ix_images_bounds", "images")
+    for table, columns in _columns().items():
+        for new in columns:
+            op.drop_column(table, new.name)

@@ -1,0 +1,115 @@
+"""Positions and outlines on the sky: galactic and ecliptic coordinates, bounds and overlap of quadrilaterals.
+
+Right at the poles and across RA 0. Angles in degrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from seechange_mpi.db.linking import F64, healpix, unit_vectors
+
+_GALACTIC = np.array([
+    [-0.0548755604162154, -0.8734370902348850, -0.4838350155487132],
+    [+0.4941094278755837, -0.4448296299600112, +0.7469822444972189],
+    [-0.8676661490190047, -0.1980763734312015, +0.4559837761750669]])
+"""ICRS to galactic axes (ESA 1997, The Hipparcos Catalogue, vol. 1, eq. 1.5.11)."""
+_OBLIQUITY_DEG = 84381.406 / 3600
+"""Mean obliquity of the ecliptic at J2000 (Capitaine et al. 2003)."""
+RING = ("00", "01", "11", "10")
+"""Corners of an image in order around."""
+
+
+def galactic(ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[F64, F64]:
+    """Return galactic longitude and latitude of ICRS positions [deg]."""
+    return _angles(unit_vectors(ra, dec) @ _GALACTIC.T)
+
+
+def ecliptic(ra: npt.ArrayLike, dec: npt.ArrayLike) -> tuple[F64, F64]:
+    """Return longitude and latitude [deg] in the mean ecliptic of J2000; the bias of the frame (0.02 arcsec) is left
+    out."""
+    c, s = np.cos(np.deg2rad(_OBLIQUITY_DEG)), np.sin(np.deg2rad(_OBLIQUITY_DEG))
+    return _angles(unit_vectors(ra, dec) @ np.array([[1, 0, 0], [0, c, s], [0, -s, c]]).T)
+
+
+def _angles(v: F64) -> tuple[F64, F64]:
+    return np.rad2deg(np.arctan2(v[:, 1], v[:, 0])) % 360.0, np.rad2deg(np.arctan2(v[:, 2], np.hypot(v[:, 0], v[:, 1])))
+
+
+def columns_of(ra: float | None, dec: float | None) -> dict[str, float | int | None]:
+    """Return the columns that follow from a position: healpix, galactic and ecliptic coordinates; NULL without one."""
+    if ra is None or dec is None:
+        return dict.fromkeys(("healpix", "gallon", "gallat", "ecllon", "ecllat"))
+    (gallon,), (gallat,) = galactic(ra, dec)
+    (ecllon,), (ecllat,) = ecliptic(ra, dec)
+    return {"healpix": int(healpix(ra, dec)), "gallon": float(gallon), "gallat": float(gallat),
+            "ecllon": float(ecllon), "ecllat": float(ecllat)}
+
+
+def bounds(ra: float, corners_ra: Sequence[float], corners_dec: Sequence[float]) -> dict[str, float]:
+    """Return minra, maxra, mindec, maxdec of a quadrilateral of great circles.
+
+    maxra < minra says that it crosses RA 0. One with a pole in it goes from 0 to 360 and to that pole.
+
+    Parameters
+    ----------
+    ra : of a point inside.
+    corners_ra, corners_dec : of the corners, in order around.
+    """
+    v = unit_vectors(corners_ra, corners_dec)
+    dec = np.concatenate([np.asarray(corners_dec, float), _turning_points(v)])
+    low, high = float(dec.min()), float(dec.max())
+    ordered = ring(v)
+    for pole, sign in (("north", 1.0), ("south", -1.0)):
+        if inside(ordered, np.array([[0.0, 0.0, sign]]))[0]:
+            return {"minra": 0.0, "maxra": 360.0, "mindec": low if pole == "north" else -90.0,
+                    "maxdec": 90.0 if pole == "north" else high}
+    away = (np.asarray(corners_ra, float) - ra + 180) % 360 - 180  # RA has no turning point along an edge
+    return {"minra": (ra + float(away.min())) % 360, "maxra": (ra + float(away.max())) % 360, "mindec": low,
+            "maxdec": high}
+
+
+def _turning_points(v: F64) -> F64:
+    """Declinations [deg] of those points of the edges that are farther from the equator than both ends."""
+    ends = np.roll(v, -1, axis=0)
+    normal = np.cross(v, ends)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-300)
+    found = []
+    for pole in (1.0, -1.0):
+        top = np.array([0.0, 0.0, pole]) - pole * normal[:, 2:] * normal
+        on = (np.sum(np.cross(v, top) * normal, axis=1) > 0) & (np.sum(np.cross(top, ends) * normal, axis=1) > 0)
+        found.append(np.rad2deg(np.arctan2(top[on, 2], np.hypot(top[on, 0], top[on, 1]))))
+    return np.concatenate(found)
+
+
+def ring(v: F64) -> F64:
+    """Return corners (n, 3) of a convex outline in order around its centre, counter-clockwise seen from outside."""
+    centre = v.mean(axis=0)
+    centre /= np.linalg.norm(centre)
+    east = np.cross([0.0, 0.0, 1.0] if abs(centre[2]) < 0.9 else [1.0, 0.0, 0.0], centre)
+    east /= np.linalg.norm(east)
+    angle = np.arctan2(v @ np.cross(centre, east), v @ east)
+    return np.asarray(v[np.argsort(angle, kind="stable")])
+
+
+def inside(outline: F64, points: F64) -> npt.NDArray[np.bool_]:
+    """Return which unit vectors (m, 3) lie in a convex outline (n, 3) as `ring` orders it, its edges included.
+
+    Outlines must be smaller than a hemisphere.
+    """
+    normals = np.cross(outline, np.roll(outline, -1, axis=0))
+    return np.asarray((points @ normals.T >= -1e-12).all(axis=1) & (points @ outline.mean(axis=0) > 0))
+
+
+def touch(a: F64, b: F64) -> bool:
+    """Return whether two convex outlines, ordered by `ring`, overlap: no edge of either separates them."""
+    if a.mean(axis=0) @ b.mean(axis=0) <= 0:
+        return False
+    for one, other in ((a, b), (b, a)):
+        normals = np.cross(one, np.roll(one, -1, axis=0))
+        if ((other @ normals.T) < 0).all(axis=0).any():
+            return False
+    return True
