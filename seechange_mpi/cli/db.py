@@ -15,13 +15,19 @@ app = typer.Typer(help="The science database: a private PostgreSQL unless databa
 
 @app.command()
 def init(config: ConfigOption = None, set_: SetOption = None) -> None:
-    """Make the tables, or bring them up to date. Every other verb does this by itself."""
+    """Make the tables, or bring them up to date. Every other verb does this by itself.
+
+    Where the server has the q3c extension, indexes for its searches are made as well; run this again on a database
+    that gets q3c later. Commits wait meanwhile.
+    """
     from seechange_mpi.db.engine import session
     from seechange_mpi.db.migrate import current
+    from seechange_mpi.db.q3c import make_indexes
 
     resolved = load_config(config, set_)
     with session(resolved) as conn:
         typer.echo(f"the schema is at revision {current(conn)}")
+        typer.echo(str(make_indexes(conn)))
 
 
 @app.command()
@@ -53,6 +59,7 @@ def stop(config: ConfigOption = None, set_: SetOption = None) -> None:
 def status(config: ConfigOption = None, set_: SetOption = None) -> None:
     """Say where the database is, and what is in it."""
     from seechange_mpi.config.resolve import redact
+    from seechange_mpi.db import q3c
     from seechange_mpi.db.engine import session
     from seechange_mpi.db.migrate import current
     from seechange_mpi.model.flags import badness_words
@@ -62,6 +69,7 @@ def status(config: ConfigOption = None, set_: SetOption = None) -> None:
         version = conn.execute("SHOW server_version").fetchone()
         where = redact(resolved.settings.database.url)
         typer.echo(f"database {where}, PostgreSQL {version[0] if version else '?'}, schema {current(conn)}")
+        typer.echo(f"  {q3c.state(conn)}")
         for name in ("exposures", "images", "refs", "detections", "measurements", "objects", "deepscores", "reports"):
             row = conn.execute(f"SELECT count(*) FROM {name}").fetchone()
             typer.echo(f"  {name:<14}{row[0] if row else 0:>10}")

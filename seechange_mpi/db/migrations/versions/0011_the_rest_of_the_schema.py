@@ -8,6 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from seechange_mpi.db.q3c import drop_indexes, make_indexes
+
 revision = "0011"
 down_revision = "0010"
 branch_labels = None
@@ -78,6 +80,12 @@ def upgrade() -> None:
             op.create_index(op.f(f"ix_{table}_{name}"), table, [name])
     op.create_index("ix_images_bounds", "images", ["mindec", "maxdec", "minra", "maxra"])
     _make_tables()
+    make_indexes(_connection())
+
+
+def _connection() -> Any:
+    """The psycopg connection."""
+    return op.get_bind().connection.driver_connection
 
 
 def _make_tables() -> None:
@@ -184,6 +192,7 @@ def _update(table: str, rows: Iterable[dict[str, Any]]) -> None:
 
 def downgrade() -> None:
     """Take all of it away."""
+    drop_indexes(_connection())
     for table in ("object_legacy_survey_match", "image_coadd_component"):
         op.drop_table(table)
     op.drop_constraint(op.f("ck_exposures_filter"), "exposures")
