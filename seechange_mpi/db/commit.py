@@ -13,6 +13,7 @@ from uuid import UUID
 import numpy as np
 import psycopg
 
+from seechange_mpi.db.badness import hold_marks, meet_marks
 from seechange_mpi.db.blocks import concatenate, write_block
 from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.exposures import exposure_row, store_exposure
@@ -99,6 +100,7 @@ def commit_bundle(
         exposure_id = stable_id("exposure", info.exposure.identifier)
         with conn.transaction():
             conn.execute("SET LOCAL jit = off")  # compiling takes longer than any of these queries
+            hold_marks(conn)
             _check_fence(conn, info.exposure.identifier, token)
             result.count("provenances", store_provenances(conn, info.provenances, tag))
             result.count("exposures", store_exposure(conn, exposure_row(info, sections)))
@@ -117,9 +119,10 @@ def commit_bundle(
             _link_and_store(conn, new, lacking, (radius_arcsec, patch, taken), max_new_objects, result)
             result.seconds["linking"] = time.perf_counter() - clock
             clock = time.perf_counter()
+            meet_marks(conn, exposure_id, new, lacking)
             made = {s.section_id: [p.part for p in parts if p.section_id == s.section_id] for s in sections}
             _store_reports(conn, exposure_id, [(report_row(info, s, made[s.section_id]), s.provenance_ids)
-                                                for s in sections])
+                                               for s in sections])
             sets = [_product_set(info.exposure.identifier, p) for p in new]
             insert_rows(conn, "product_sets", sets, update=True)
         result.seconds["finish"] = time.perf_counter() - clock

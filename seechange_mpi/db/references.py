@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from seechange_mpi.db.badness import hold_marks
 from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.linking import unit_vectors
 from seechange_mpi.db.provenance import store_provenances
@@ -38,6 +39,7 @@ def add_reference(
     """
     wanted = sorted(sections) if sections is not None else None
     with conn.transaction():
+        hold_marks(conn)
         rows: list[Any] = conn.execute(
             "SELECT DISTINCT ON (i.section_id) i.section_id, i._id, z._id, z.provenance_id, i.provenance_id, "
             "i.instrument, i.filter, i.filepath, z._bitflag | z._upstream_bitflag "

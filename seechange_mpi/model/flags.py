@@ -94,6 +94,43 @@ def badness_words(*bitflags: int) -> str:
     return ", ".join(words)
 
 
+_OTHER_WORDS = {"psf fit failed": Badness.PSF, "x-match failed": Badness.MATCH_FAILED, "bad fit": Badness.BAD_FIT,
+                "ref is bad": Badness.REF_BAD, "ref is superceded": Badness.REF_SUPERSEDED,
+                "bleed trail": Badness.BLEED}
+"""What SeeChange calls them."""
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace(" ", "").replace("_", "").replace("-", "")
+
+
+def badness_bits(words: str) -> int:
+    """Return the bits that comma-separated words stand for; the inverse of `badness_words`.
+
+    Words, names and SeeChange's words are known, however they are capitalised and spaced; ``bit 12`` is bit 12.
+
+    Raises
+    ------
+    ValueError
+        A word is not known.
+    """
+    known = {_plain(word): int(bit) for bit, (_, word, _) in BADNESS_MEANINGS.items()}
+    known |= {_plain(str(bit.name)): int(bit) for bit in Badness}
+    known |= {_plain(word): int(bit) for word, bit in _OTHER_WORDS.items()}
+    bits = 0
+    for word in filter(str.strip, words.split(",")):
+        plain = _plain(word.strip())
+        number = plain.removeprefix("bit")
+        if plain in known:
+            bits |= known[plain]
+        elif number.isdecimal() and plain.startswith("bit") and int(number) < 63:
+            bits |= 1 << int(number)
+        else:
+            raise ValueError(f"'{word.strip()}' is no badness; there are: "
+                             f"{', '.join(w for _, w, _ in BADNESS_MEANINGS.values())}")
+    return bits
+
+
 def badness_table() -> str:
     """Return the documentation table of `Badness`, in Markdown."""
     lines = ["| bit | name | found in | shown as | meaning |", "|---|---|---|---|---|"]
