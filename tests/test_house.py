@@ -67,6 +67,15 @@ def test_workers_do_not_import_plotting_or_the_database():
     assert done.stdout.strip() == ""
 
 
+def test_workers_do_not_import_the_classes_of_rows_nor_does_a_commit():
+    code = ("import sys, seechange_mpi.pipeline.preload, seechange_mpi.mpi.worker\n"
+            "print(','.join(m for m in sys.modules if m.startswith(('sqlalchemy', 'seechange_mpi.db'))))\n"
+            "import seechange_mpi.db.commit, seechange_mpi.db.badness\n"
+            "print(','.join(m for m in sys.modules if m.startswith(('sqlalchemy.orm', 'seechange_mpi.db.models'))))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_a_rank_imports_no_numerics_before_it_forks():
     """Only the nursery does, after the fork: a rank that passes messages stays small."""
     code = ("import sys, seechange_mpi.mpi.worker\n"

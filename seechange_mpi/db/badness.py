@@ -123,6 +123,11 @@ def hold_marks(conn: Connection) -> None:
     conn.execute("SELECT pg_advisory_xact_lock_shared(%s)", (_LOCK,))
 
 
+def stop_commits(conn: Connection) -> None:
+    """Wait for the commits under way, and let others wait until the end of the transaction."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+
+
 def mark(conn: Connection, rows: Ids, *, add: int = 0, remove: int = 0) -> dict[str, int]:
     """Set and clear own bits of rows, hand them on, and return table -> rows that changed.
 
@@ -134,7 +139,7 @@ def mark(conn: Connection, rows: Ids, *, add: int = 0, remove: int = 0) -> dict[
     add, remove : `Badness` bits.
     """
     with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        stop_commits(conn)
         changed: dict[str, list[UUID]] = {}
         for table in MARKABLE:
             if rows.get(table):
