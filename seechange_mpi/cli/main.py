@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
 GROUPS: dict[str, str] = {
     "refs": "References: register a processed exposure, list, remove.",
     "calib": "Calibration frames: make, add, list, show, retire.",
+    "badness": "Mark exposures or products as doubtful, or take marks away; show them.",
     "products": "What was made of exposures: delete it, with all that was made from it.",
     "queue": "Exposures waiting: add, list, retry, hold, release, why.",
     "catalog": "Star catalogues: build a folder from Gaia's files, show what is there.",
