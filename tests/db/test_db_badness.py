@@ -200,6 +200,19 @@ def test_what_is_committed_later_meets_the_marks(conn, survey, commit):
 
 
 @pytest.mark.db
+def test_replaced_rows_lose_their_own_marks_and_keep_those_from_above(conn, survey, bundles):
+    exposure = conn.execute("SELECT _id FROM exposures WHERE origin_identifier = 'e2'").fetchone()[0]
+    mark(conn, {"exposures": [exposure]}, add=SKY)
+    mark(conn, {"images": [survey["e2"]]}, add=GHOST)
+    other = bundles({"S1": {"ra": 150.0, "dec": 2.0, "at": AT, "zp": 26.0}}, name="e2", mjd=60001.0)
+    commit_bundle(conn, other, radius_arcsec=1.0, replace=True)
+    assert conn.execute("SELECT _bitflag, _upstream_bitflag, zero_point_estimate FROM images WHERE _id = %s",
+                        (survey["e2"],)).fetchone() == (0, SKY, 26.0)
+    assert {t: set(v) for t, v in effective(conn).items()} == {
+        t: {SKY} for t in MARKABLE if t not in ("refs",)}
+
+
+@pytest.mark.db
 def test_a_mark_waits_for_a_commit_under_way(url, survey, conn):
     """So that it reaches what the commit brings."""
     conn.commit()

@@ -1,5 +1,6 @@
 """Classes of rows: the same columns as the tables, and what the mixins can do."""
 
+import re
 import uuid
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def test_every_table_has_a_class():
         assert mapper.local_table is metadata.tables[mapper.local_table.name], "columns are declared once"
         assert {c.key for c in mapper.column_attrs} == set(mapper.local_table.columns.keys())
         assert getattr(models, mapper.class_.__name__) is mapper.class_
+
+
+def test_the_page_names_every_table():
+    page = (Path(__file__).parents[2] / "docs" / "database.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    named = [name for cell in rows for name in re.findall(r"`(\w+)`", cell) if name.islower()]
+    assert sorted(named) == sorted(metadata.tables)
 
 
 @pytest.fixture
@@ -127,6 +135,21 @@ def test_sessions_are_on_the_configured_database(url, survey, tmp_path):
         assert outer.in_transaction(), "a given session stays as it is"
     with SmartSession(config=Config(path)) as again:
         assert set(again.scalars(select(Exposure.target))) == {""}, "what is not committed is lost"
+
+
+@pytest.mark.db
+def test_the_example_of_the_page(url, survey, tmp_path, monkeypatch, capsys):
+    from seechange_mpi.config.resolve import Config
+
+    page = (Path(__file__).parents[2] / "docs" / "database.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    path = tmp_path / "c.yaml"
+    path.write_text(f"database:\n  url: {url}\npaths:\n  root: {tmp_path}\n")
+    monkeypatch.setattr(Config, "get", classmethod(lambda cls: cls(path)))
+    exec(code, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [["e0", "S1"], ["e1", "S1"]]
+    assert [line.split()[0] for line in lines[2:]] == ["SCM"]
 
 
 def objects(session, ra, dec):
