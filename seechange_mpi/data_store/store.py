@@ -27,7 +27,6 @@ from seechange_mpi.data_store.holdings import (
 )
 from seechange_mpi.data_store.of_reference import ReferenceProducts
 from seechange_mpi.io.bundle import exposure_folder, read_bundle, read_section
-from seechange_mpi.io.retrieval import is_active, set_retriever
 from seechange_mpi.model.errors import BadInput, ConfigError
 from seechange_mpi.model.exposure import identifier_of
 from seechange_mpi.model.products import Reference
@@ -113,10 +112,9 @@ class DataStore(ReferenceProducts):
 
     def _use_archive(self) -> None:
         """Have missing files brought back from the configured archive in this process, unless it does so already."""
-        if not is_active() and self.config.settings.archive.kind != "none":
-            from seechange_mpi.io.archive_retriever import ArchiveRetriever
+        from seechange_mpi.io.archive_retriever import use_configured_archive
 
-            set_retriever(ArchiveRetriever.of(self.config))
+        use_configured_archive(self.config)
 
     @classmethod
     def from_bundle(cls, path: str | Path, section_id: str | int | None = None, *,

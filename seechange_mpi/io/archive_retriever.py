@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from seechange_mpi.config.archive import ArchiveSettings
 from seechange_mpi.io.archive import Archive, fetch_file, needed_archive
 from seechange_mpi.io.records import read_record, record_of, recorded_hashes
+from seechange_mpi.io.retrieval import is_active, set_retriever
 from seechange_mpi.model.errors import BadInput, ConfigError, TransientError
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ class Layout:
         """Return the path of a file."""
         first, _, rest = key.partition("/")
         return self.bundles / rest if first == BUNDLES else self.root / key
+
+
+def use_configured_archive(config: Config) -> None:
+    """Have missing files brought back from the archive of a configuration, unless this process does so already."""
+    if not is_active() and config.settings.archive.kind != "none":
+        set_retriever(ArchiveRetriever.of(config))
 
 
 class ArchiveRetriever:

@@ -251,13 +251,27 @@ def test_a_reference_is_marked_by_class(session, survey):
     assert session.scalars(select(func.sum(Image.bitflag))).one() == 0
 
 
-def test_a_missing_file_comes_from_the_archive(tmp_path, monkeypatch):
+@pytest.mark.db
+def test_a_missing_file_comes_from_the_archive(url, survey, tmp_path, monkeypatch):
+    """Of the configuration, through a session."""
+    from seechange_mpi.config.resolve import Config
     from seechange_mpi.io import retrieval
 
+    monkeypatch.setattr(retrieval, "_retriever", None)
+    path = tmp_path / "c.yaml"
+    path.write_text(f"database:\n  url: {url}\npaths:\n  root: {tmp_path / 'work'}\n"
+                    f"archive:\n  kind: directory\n  path: {tmp_path / 'archive'}\n")
+    with SmartSession(config=Config(path)) as session:
+        image = session.scalars(select(Image)).first()
+        session.expunge(image)
     asked = []
-    monkeypatch.setattr(retrieval, "ensure", lambda path: asked.append(path))
-    image = Image(filepath=str(tmp_path / "gone.h5"))
-    assert image.get_fullpath() == tmp_path / "gone.h5"
+    assert retrieval.is_active()
+    monkeypatch.setattr(retrieval._retriever, "bring", lambda p: bool(asked.append(p)))
+    assert image.get_fullpath().exists()
     assert asked == []
-    assert image.get_fullpath(fetch=True) == tmp_path / "gone.h5"
+    image.filepath = str(tmp_path / "gone.h5")
+    assert not image.exists()
+    assert image.get_fullpath(download=False) == tmp_path / "gone.h5"
+    assert asked == []
+    assert image.get_fullpath() == tmp_path / "gone.h5"
     assert asked == [tmp_path / "gone.h5"]

@@ -59,23 +59,28 @@ class FileOnDiskMixin:
     if TYPE_CHECKING:
         filepath: str
 
-    def get_fullpath(self, *, fetch: bool = False) -> Path:
-        """Return the path of the file, there or not.
+    def get_fullpath(self, download: bool = True) -> Path:
+        """Return the path of the file.
 
         Parameters
         ----------
-        fetch : bring it back from the archive if it is missing and an archive is configured.
-        """
-        path = Path(self.filepath)
-        if fetch and not path.is_file():
-            from seechange_mpi.io.retrieval import ensure
+        download : bring it back from the archive if it is missing and the archive has it.
 
+        Raises
+        ------
+        TransientError
+            The archive does not answer, or there is no room.
+        """
+        from seechange_mpi.io.retrieval import ensure
+
+        path = Path(self.filepath)
+        if download:
             ensure(path)
         return path
 
     def exists(self) -> bool:
         """Return whether the file is on this machine."""
-        return self.get_fullpath().is_file()
+        return self.get_fullpath(download=False).is_file()
 
 
 class SpatiallyIndexed:

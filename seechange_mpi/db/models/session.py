@@ -17,7 +17,7 @@ class SmartSession:
     """A context that gives a session: the one it was given, left open at the end, or a new one, closed at the end.
 
     A new session is on the database of the configuration (``database.url``); an embedded server runs meanwhile. What
-    is not committed is lost.
+    is not committed is lost. From then on missing files come back from the configured archive.
 
     Parameters
     ----------
@@ -32,8 +32,12 @@ class SmartSession:
     def __enter__(self) -> Session:
         if self._given is not None:
             return self._given
+        from seechange_mpi.io.archive_retriever import use_configured_archive
+
+        config = self._config or Config.get()
+        use_configured_archive(config)
         with ExitStack() as stack:
-            opened: Any = stack.enter_context(server(self._config or Config.get()))
+            opened: Any = stack.enter_context(server(config))
             engine = create_engine("postgresql+psycopg://", creator=opened, poolclass=pool.NullPool)
             stack.callback(engine.dispose)
             session = stack.enter_context(Session(engine))
