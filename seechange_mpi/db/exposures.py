@@ -151,5 +151,5 @@ def outline(header: str, shape: tuple[int, int]) -> dict[str, Any]:
     for name, k in zip(("00", "01", "10", "11"), (*low, *high), strict=True):
         # as the database will have them
         out |= {f"ra_corner_{name}": float(np.float32(ra[k])), f"dec_corner_{name}": float(np.float32(dec[k]))}
-    return out | columns_of(out["ra"], out["dec"]) | bounds(
-        out["ra"], [out[f"ra_corner_{n}"] for n in RING], [out[f"dec_corner_{n}"] for n in RING])
+    limits = bounds(out["ra"], [out[f"ra_corner_{n}"] for n in RING], [out[f"dec_corner_{n}"] for n in RING])
+    return out | columns_of(out["ra"], out["dec"]) | {name: limit[0].item() for name, limit in limits.items()}

@@ -5,7 +5,7 @@ Right at the poles and across RA 0. Angles in degrees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ _GALACTIC = np.array([
 """ICRS to galactic axes (ESA 1997, The Hipparcos Catalogue, vol. 1, eq. 1.5.11)."""
 _OBLIQUITY_DEG = 84381.406 / 3600
 """Mean obliquity of the ecliptic at J2000 (Capitaine et al. 2003)."""
+_NEAR_POLE_DEG = 60.0
+"""Outlines nearer the equator have no pole in them: they are smaller than a hemisphere by far."""
 RING = ("00", "01", "11", "10")
 """Corners of an image in order around."""
 
@@ -39,50 +41,59 @@ def _angles(v: F64) -> tuple[F64, F64]:
     return np.rad2deg(np.arctan2(v[:, 1], v[:, 0])) % 360.0, np.rad2deg(np.arctan2(v[:, 2], np.hypot(v[:, 0], v[:, 1])))
 
 
+def sky_columns(ra: npt.ArrayLike, dec: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns (n,) that follow from positions: healpix, galactic and ecliptic coordinates [deg]."""
+    gallon, gallat = galactic(ra, dec)
+    ecllon, ecllat = ecliptic(ra, dec)
+    return {"healpix": np.atleast_1d(healpix(ra, dec)), "gallon": gallon, "gallat": gallat, "ecllon": ecllon,
+            "ecllat": ecllat}
+
+
 def columns_of(ra: float | None, dec: float | None) -> dict[str, float | int | None]:
-    """Return the columns that follow from a position: healpix, galactic and ecliptic coordinates; NULL without one."""
+    """Return what `sky_columns` gives for one position; NULL without one."""
     if ra is None or dec is None:
         return dict.fromkeys(("healpix", "gallon", "gallat", "ecllon", "ecllat"))
-    (gallon,), (gallat,) = galactic(ra, dec)
-    (ecllon,), (ecllat,) = ecliptic(ra, dec)
-    return {"healpix": int(healpix(ra, dec)), "gallon": float(gallon), "gallat": float(gallat),
-            "ecllon": float(ecllon), "ecllat": float(ecllat)}
+    return {name: column[0].item() for name, column in sky_columns(ra, dec).items()}
 
 
-def bounds(ra: float, corners_ra: Sequence[float], corners_dec: Sequence[float]) -> dict[str, float]:
-    """Return minra, maxra, mindec, maxdec of a quadrilateral of great circles.
+def bounds(ra: npt.ArrayLike, corners_ra: npt.ArrayLike, corners_dec: npt.ArrayLike) -> dict[str, F64]:
+    """Return minra, maxra, mindec, maxdec, each (n,) [deg], of quadrilaterals of great circles.
 
     maxra < minra says that it crosses RA 0. One with a pole in it goes from 0 to 360 and to that pole.
 
     Parameters
     ----------
-    ra : of a point inside.
-    corners_ra, corners_dec : of the corners, in order around.
+    ra : (n,), of points inside.
+    corners_ra, corners_dec : (n, 4), of the corners, in order around.
     """
-    v = unit_vectors(corners_ra, corners_dec)
-    dec = np.concatenate([np.asarray(corners_dec, float), _turning_points(v)])
-    low, high = float(dec.min()), float(dec.max())
-    ordered = ring(v)
-    for pole, sign in (("north", 1.0), ("south", -1.0)):
-        if inside(ordered, np.array([[0.0, 0.0, sign]]))[0]:
-            return {"minra": 0.0, "maxra": 360.0, "mindec": low if pole == "north" else -90.0,
-                    "maxdec": 90.0 if pole == "north" else high}
-    away = (np.asarray(corners_ra, float) - ra + 180) % 360 - 180  # RA has no turning point along an edge
-    return {"minra": (ra + float(away.min())) % 360, "maxra": (ra + float(away.max())) % 360, "mindec": low,
-            "maxdec": high}
+    ra = np.atleast_1d(np.asarray(ra, float))
+    corners_ra, corners_dec = (np.asarray(c, float).reshape(-1, 4) for c in (corners_ra, corners_dec))
+    low, high = _extremes(unit_vectors(corners_ra, corners_dec).reshape(-1, 4, 3), corners_dec)
+    away = (corners_ra - ra[:, None] + 180) % 360 - 180  # RA has no turning point along an edge
+    out = {"minra": (ra + away.min(axis=1)) % 360, "maxra": (ra + away.max(axis=1)) % 360, "mindec": low,
+           "maxdec": high}
+    for k in np.flatnonzero(np.maximum(-low, high) > _NEAR_POLE_DEG):
+        outline = ring(unit_vectors(corners_ra[k], corners_dec[k]))
+        for pole, edge in ((1.0, "maxdec"), (-1.0, "mindec")):
+            if inside(outline, np.array([[0.0, 0.0, pole]]))[0]:
+                out["minra"][k], out["maxra"][k], out[edge][k] = 0.0, 360.0, 90.0 * pole
+    return out
 
 
-def _turning_points(v: F64) -> F64:
-    """Declinations [deg] of those points of the edges that are farther from the equator than both ends."""
-    ends = np.roll(v, -1, axis=0)
+def _extremes(v: F64, corners_dec: F64) -> tuple[F64, F64]:
+    """Lowest and highest declination [deg] on the edges of outlines (n, 4, 3)."""
+    ends = np.roll(v, -1, axis=1)
     normal = np.cross(v, ends)
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-300)
-    found = []
-    for pole in (1.0, -1.0):
-        top = np.array([0.0, 0.0, pole]) - pole * normal[:, 2:] * normal
-        on = (np.sum(np.cross(v, top) * normal, axis=1) > 0) & (np.sum(np.cross(top, ends) * normal, axis=1) > 0)
-        found.append(np.rad2deg(np.arctan2(top[on, 2], np.hypot(top[on, 0], top[on, 1]))))
-    return np.concatenate(found)
+    normal /= np.maximum(np.linalg.norm(normal, axis=2, keepdims=True), 1e-300)
+    found = [corners_dec.min(axis=1), corners_dec.max(axis=1)]
+    for k, (pole, pick) in enumerate(((-1.0, np.minimum), (1.0, np.maximum))):
+        # where the great circle of an edge turns, if that is on the edge
+        top = np.array([0.0, 0.0, pole]) - pole * normal[..., 2:] * normal
+        on = (np.sum(np.cross(v, top) * normal, axis=2) > 0) & (np.sum(np.cross(top, ends) * normal, axis=2) > 0)
+        dec = np.where(on, np.rad2deg(np.arctan2(top[..., 2], np.hypot(top[..., 0], top[..., 1]))),
+                       found[k][:, None])
+        found[k] = pick.reduce(np.concatenate([dec, found[k][:, None]], axis=1), axis=1)
+    return found[0], found[1]
 
 
 def ring(v: F64) -> F64:

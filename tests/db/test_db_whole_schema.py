@@ -147,7 +147,7 @@ def test_bounds_hold_the_whole_outline(ra, dec):
         p /= np.linalg.norm(p, axis=-1, keepdims=True)
         return np.rad2deg(np.arctan2(p[..., 1], p[..., 0])) % 360, np.rad2deg(np.arcsin(p[..., 2]))
 
-    b = bounds(ra, *at([-1, -1, 1, 1], [-1, 1, 1, -1]))
+    b = {k: v[0] for k, v in bounds(ra, *at([-1, -1, 1, 1], [-1, 1, 1, -1])).items()}
     corners = ring(unit_vectors(*at([-1, -1, 1, 1], [-1, 1, 1, -1])))
     x, y = np.meshgrid(np.linspace(-1.2, 1.2, 49), np.linspace(-1.2, 1.2, 49))
     ras, decs = at(x.ravel(), y.ravel())

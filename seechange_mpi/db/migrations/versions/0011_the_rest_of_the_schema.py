@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy as sa
@@ -130,17 +129,6 @@ def _fill() -> None:
         "filter = NULLIF(e.filter, ''), filter_array = CASE WHEN COALESCE(e.filter, '') = '' THEN "
         "ARRAY(SELECT DISTINCT i.filter FROM images i WHERE i.exposure_id = e._id ORDER BY 1) END "
         "FROM provenances p WHERE p._id = e.provenance_id")
-    op.execute(
-        "UPDATE images i SET _type = CASE WHEN i.is_sub THEN 3 ELSE 1 END, sky_sub_done = i.is_sub, "
-        "project = e.project, target = e.target, airmass = e.airmass, "
-        "end_mjd = i.mjd + i.exp_time::double precision / 86400 FROM exposures e WHERE e._id = i.exposure_id")
-    op.execute(
-        "UPDATE images i SET astro_cal_done = true FROM source_lists s JOIN world_coordinates w ON w.sources_id = s._id "
-        "WHERE w.method = 'catalog' AND s.image_id = i._id")
-    op.execute(
-        "UPDATE images i SET astro_cal_done = n.astro_cal_done FROM image_subtraction_components c "
-        "JOIN zero_points z ON z._id = c.new_zp_id JOIN world_coordinates w ON w._id = z.wcs_id "
-        "JOIN source_lists s ON s._id = w.sources_id JOIN images n ON n._id = s.image_id WHERE c.image_id = i._id")
     op.execute("UPDATE source_lists SET inf_aper_num = cardinality(aper_rads) - 1, best_aper_num = -1 "
                "WHERE aper_rads IS NOT NULL")
     for table in _FILES:
@@ -156,38 +144,65 @@ def _fill() -> None:
         "UPDATE reports r SET products_committed_bitflag = 126 | 3968 FROM product_sets p WHERE r.image_id IS NOT NULL "
         "AND p.exposure_id = r.exposure_id AND p.section_id = r.section_id AND p.part = 'sub' AND "
         "p.provenance_id = r.process_provid->>'scoring'")
-    _fill_positions()
+    _fill_exposures()
+    _fill_images()
 
 
-def _fill_positions() -> None:
-    """What PostgreSQL cannot compute."""
+def _fill_exposures() -> None:
+    """Coordinates, which PostgreSQL cannot compute."""
+    from seechange_mpi.db.sky import sky_columns
+
+    rows = _connection().execute("SELECT _id, ra, dec FROM exposures WHERE ra IS NOT NULL AND dec IS NOT NULL "
+                                 ).fetchall()
+    if rows:
+        columns = sky_columns([r[1] for r in rows], [r[2] for r in rows])
+        _copy("filled_exposures", {"healpix": "int8"} | dict.fromkeys(_SKY, "float8"), [r[0] for r in rows], columns)
+        op.execute("UPDATE exposures e SET healpix = f.healpix, " + ", ".join(f"{n} = f.{n}" for n in _SKY)
+                   + " FROM filled_exposures f WHERE f._id = e._id")
+
+
+def _fill_images() -> None:
+    """Everything of an image at once: its row is written once."""
     from seechange_mpi.db.exposures import telescope_of
-    from seechange_mpi.db.sky import RING, bounds, columns_of
+    from seechange_mpi.db.sky import RING, bounds, sky_columns
 
-    conn = op.get_bind()
-    rows = conn.execute(sa.text("SELECT _id, ra, dec FROM exposures WHERE ra IS NOT NULL AND dec IS NOT NULL"))
-    _update("exposures", ({"id": r[0]} | columns_of(r[1], r[2]) for r in rows))
-    for instrument, header in conn.execute(sa.text(
-            "SELECT DISTINCT instrument, jsonb_build_object('TELESCOP', coalesce(info->>'TELESCOP', '')) "
-            "FROM exposures")).fetchall():
-        conn.execute(sa.text(
-            "UPDATE images i SET telescope = :telescope FROM exposures e WHERE e._id = i.exposure_id "
-            "AND e.instrument = :instrument AND coalesce(e.info->>'TELESCOP', '') = :header"),
-            {"telescope": telescope_of(instrument, header), "instrument": instrument, "header": header["TELESCOP"]})
+    conn = _connection()
+    types = {"healpix": "int8"} | dict.fromkeys(_SKY, "float8") | dict.fromkeys(_BOUNDS, "float4")
     corners = ", ".join(f"{c}_corner_{n}::double precision" for c in ("ra", "dec") for n in RING)
-    rows = conn.execute(sa.text(f"SELECT _id, ra, dec, {corners} FROM images WHERE ra IS NOT NULL AND dec IS NOT NULL "
-                                f"AND num_nulls({corners}) = 0"))
-    _update("images", ({"id": r[0]} | columns_of(r[1], r[2]) | bounds(r[1], r[3:7], r[7:11]) for r in rows))
+    rows = conn.execute(f"SELECT _id, ra, dec, {corners} FROM images WHERE ra IS NOT NULL AND dec IS NOT NULL "
+                        f"AND num_nulls({corners}) = 0").fetchall()
+    ra, dec = [r[1] for r in rows], [r[2] for r in rows]
+    columns = sky_columns(ra, dec) | bounds(ra, [r[3:7] for r in rows], [r[7:11] for r in rows]) if rows else {}
+    _copy("filled_images", types, [r[0] for r in rows], columns)
+    op.execute("CREATE TEMPORARY TABLE telescopes (instrument text, header text, name text) ON COMMIT DROP")
+    for instrument, header in conn.execute(
+            "SELECT DISTINCT instrument, coalesce(info->>'TELESCOP', '') FROM exposures").fetchall():
+        conn.execute("INSERT INTO telescopes VALUES (%s, %s, %s)",
+                     (instrument, header, telescope_of(instrument, {"TELESCOP": header})))
+    op.execute(
+        "CREATE TEMPORARY TABLE calibrated ON COMMIT DROP AS SELECT s.image_id FROM source_lists s "
+        "JOIN world_coordinates w ON w.sources_id = s._id WHERE w.method = 'catalog' UNION SELECT c.image_id FROM image_subtraction_components c JOIN zero_points z ON z._id = c.new_zp_id "
+        "JOIN world_coordinates w ON w._id = z.wcs_id WHERE w.method = 'catalog'")
+    op.execute("ANALYZE filled_images")
+    op.execute("ANALYZE calibrated")
+    op.execute(
+        "UPDATE images i SET _type = CASE WHEN i.is_sub THEN 3 ELSE 1 END, sky_sub_done = i.is_sub, "
+        "project = e.project, target = e.target, airmass = e.airmass, telescope = t.name, "
+        "end_mjd = i.mjd + i.exp_time::double precision / 86400, "
+        "astro_cal_done = EXISTS (SELECT 1 FROM calibrated c WHERE c.image_id = i._id), "
+        + ", ".join(f"{n} = f.{n}" for n in types)
+        + " FROM images j JOIN exposures e ON e._id = j.exposure_id JOIN telescopes t ON t.instrument = e.instrument "
+        "AND t.header = coalesce(e.info->>'TELESCOP', '') LEFT JOIN filled_images f ON f._id = j._id "
+        "WHERE j._id = i._id")
 
 
-def _update(table: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Write figures into rows, many at a time."""
-    conn = op.get_bind()
-    batch = list(rows)
-    for first in range(0, len(batch), 5000):
-        some = batch[first:first + 5000]
-        changes = ", ".join(f"{k} = :{k}" for k in some[0] if k != "id")
-        conn.execute(sa.text(f"UPDATE {table} SET {changes} WHERE _id = :id"), some)
+def _copy(table: str, types: dict[str, str], ids: list[Any], columns: dict[str, Any]) -> None:
+    """Make a temporary table of ids and figures."""
+    op.execute(f"CREATE TEMPORARY TABLE {table} (_id uuid, " + ", ".join(f"{n} {t}" for n, t in types.items())
+               + ") ON COMMIT DROP")
+    with _connection().cursor().copy(f"COPY {table} (_id, {', '.join(types)}) FROM STDIN") as copy:
+        for row in zip(ids, *(columns[n].tolist() for n in types), strict=True) if ids else ():
+            copy.write_row(row)
 
 
 def downgrade() -> None:
