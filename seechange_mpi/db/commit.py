@@ -18,10 +18,10 @@ from seechange_mpi.db.blocks import concatenate, write_block
 from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.exposures import exposure_row, store_exposure
 from seechange_mpi.db.linking import Patch, found, lock_sky, match, nearby_objects
-from seechange_mpi.db.provenance import store_provenances
+from seechange_mpi.db.provenance import has_provenances, store_provenances
 from seechange_mpi.db.replace import compare_parts, delete_subs, objects_of, objects_taken, write_products
 from seechange_mpi.db.rows import PartRows, report_row, section_parts
-from seechange_mpi.io.bundle import read_bundle, read_tables
+from seechange_mpi.io.bundle import BundleInfo, read_bundle, read_tables
 from seechange_mpi.model.errors import SeeChangeError, TransientError
 from seechange_mpi.model.ids import stable_id
 
@@ -98,11 +98,11 @@ def commit_bundle(
         conn.commit()  # what the caller has read or written so far: this is a transaction of its own
         clock = time.perf_counter()
         exposure_id = stable_id("exposure", info.exposure.identifier)
+        result.count("provenances", _store_provenances(conn, info, token, tag))
         with conn.transaction():
             conn.execute("SET LOCAL jit = off")  # compiling takes longer than any of these queries
             hold_marks(conn)
             _check_fence(conn, info.exposure.identifier, token)
-            result.count("provenances", store_provenances(conn, info.provenances, tag))
             result.count("exposures", store_exposure(conn, exposure_row(info, sections)))
             new, differing, old_subs = compare_parts(conn, exposure_id, parts)
             if differing and not replace:
@@ -165,6 +165,18 @@ def _check_fence(conn: Connection, identifier: str, token: int | None) -> None:
             f"{identifier}: the claim (token {token}) is older than the newest one ({row[0]}): "
             "another job has taken the exposure over; nothing was written"
         )
+
+
+def _store_provenances(conn: Connection, info: BundleInfo, token: int | None, tag: str | None) -> int:
+    """Store provenances in a transaction of their own, unless they are there: exposures of all fields have the same
+    ones, and whoever inserts a row that another transaction has inserted waits for the end of that transaction."""
+    if has_provenances(conn, info.provenances, tag):
+        conn.commit()
+        return 0
+    conn.commit()
+    with conn.transaction():
+        _check_fence(conn, info.exposure.identifier, token)
+        return store_provenances(conn, info.provenances, tag)
 
 
 def _refuse(identifier: str, differing: list[PartRows]) -> None:

@@ -35,8 +35,11 @@ def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connecti
     reason = ""
     for attempt in range(attempts):
         try:
-            return psycopg.connect(url, connect_timeout=max(2, round(timeout_s)), application_name="seechange-mpi",
+            conn = psycopg.connect(url, connect_timeout=max(2, round(timeout_s)), application_name="seechange-mpi",
                                    **_liveness(url))
+            # whoever has waited for a lock must see what its holder wrote, whatever the server's default
+            conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            return conn
         except psycopg.OperationalError as err:
             reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
             if re.search(r'FATAL: +(database|role) ".*" does not exist|authentication failed', reason):

@@ -19,8 +19,8 @@ from seechange_mpi.model.provenance import (
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
 
-__all__ = ["CODE_VERSIONS", "UPSTREAM_STEPS", "ProvenanceRecord", "find_record", "provenance_id", "records_of",
-           "store_provenances", "upstream_tree"]
+__all__ = ["CODE_VERSIONS", "UPSTREAM_STEPS", "ProvenanceRecord", "find_record", "has_provenances",
+           "provenance_id", "records_of", "store_provenances", "upstream_tree"]
 
 _RECORDS = (
     "SELECT p._id, p.process, c.version_major, c.version_minor, c.version_patch, p.parameters, "
@@ -77,6 +77,18 @@ def store_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag
 
         tag_provenances(conn, tag, records)
     return new
+
+
+def has_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag: str | None = None) -> bool:
+    """Whether all of some provenances are stored, with their upstream links, under a tag if one is given."""
+    records = {r.id: r for r in records}.values()
+    ids = [r.id for r in records]
+    row: Any = conn.execute(
+        "SELECT (SELECT count(*) FROM provenances WHERE _id = ANY(%(ids)s)), "
+        "(SELECT count(*) FROM provenance_upstreams WHERE downstream_id = ANY(%(ids)s)), "
+        "(SELECT count(*) FROM provenance_tags WHERE tag = %(tag)s AND provenance_id = ANY(%(ids)s))",
+        {"ids": ids, "tag": tag}).fetchone()
+    return tuple(row) == (len(ids), sum(len(r.upstream_ids) for r in records), len(ids) if tag else 0)
 
 
 def _record(row: Any) -> ProvenanceRecord:

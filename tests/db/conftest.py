@@ -66,6 +66,12 @@ def fresh_url(embedded, migrated):
     return _create(embedded, migrated)
 
 
+@pytest.fixture
+def second_url(embedded, migrated):
+    """URL of another one like it."""
+    return _create(embedded, migrated)
+
+
 @pytest.fixture(scope="session")
 def shared_url(embedded, migrated):
     """URL of the database that tests share, one after the other."""
