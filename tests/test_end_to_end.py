@@ -57,6 +57,18 @@ def test_any_number_of_processes_gives_the_same_rows(by_ranks, ranks):
 
 
 @pytest.mark.db
+@pytest.mark.parametrize("ranks", RANKS[:2])
+def test_runs_register_the_excerpt_of_the_field(by_ranks, ranks, cli, capfd):
+    config = by_ranks[ranks]
+    made = sorted((Config(config).root / "catalog-cache").iterdir())
+    assert len(made) == 1
+    assert cli("catalog", "show", "--config", config) == 0
+    text = capfd.readouterr().out
+    assert made[0].name in text
+    assert "(gone)" not in text
+
+
+@pytest.mark.db
 def test_results_agree_with_the_truth(by_ranks, tiny_survey):
     from astropy.table import Table
 

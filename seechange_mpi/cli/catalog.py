@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from seechange_mpi.cli.common import ConfigOption, SetOption, load_config
+
+if TYPE_CHECKING:
+    from seechange_mpi.config.resolve import Config
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False,
                   help="Star catalogues: build a folder of sky cells, show what is there.",
@@ -55,7 +58,8 @@ def build(
 
 @app.command()
 def show(
-    path: Annotated[str, typer.Argument(help="Catalogue file or folder, or the URL of a service.")],
+    path: Annotated[str | None, typer.Argument(
+        help="Catalogue file or folder, or the URL of a service; none = the excerpts that runs have made.")] = None,
     ra: Annotated[float | None, typer.Option("--ra", help="Centre of a cone [deg].")] = None,
     dec: Annotated[float | None, typer.Option("--dec", min=-90, max=90, help="Centre of a cone [deg].")] = None,
     radius: Annotated[float, typer.Option("--radius", min=0, help="Radius of the cone [deg].")] = 0.1,
@@ -64,9 +68,19 @@ def show(
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> int:
-    """Show what a catalogue holds, and the stars of a cone."""
+    """Show what a catalogue holds, and the stars of a cone; without a PATH, list the excerpts of the database.
+
+    \b
+    seechange-mpi catalog show /data/gaia --ra 150 --dec 2.2
+    seechange-mpi catalog show
+    """
     from seechange_mpi.model.errors import ConfigError
 
+    if path is None:
+        if ra is not None or dec is not None or check:
+            raise ConfigError("--ra, --dec and --check need a catalogue: give its path")
+        _list_excerpts(load_config(config, set_))
+        return 0
     is_url = path.startswith(("http://", "https://"))
     if (ra is None) != (dec is None):
         raise ConfigError("give both --ra and --dec")
@@ -82,6 +96,24 @@ def show(
         spec |= {"path": None, "url": path} if is_url else {"path": path, "url": None}
         _show_stars(spec, (0.0, 0.0, 180.0) if ra is None or dec is None else (ra, dec, radius), rows)
     return code
+
+
+def _list_excerpts(resolved: Config) -> None:
+    from seechange_mpi.db.engine import session
+    from seechange_mpi.db.excerpts import list_excerpts
+    from seechange_mpi.mpi.summary import format_table
+
+    with session(resolved) as conn:
+        rows = list_excerpts(conn)
+    if not rows:
+        typer.echo("no excerpt is registered: a run makes one for each field (catalog.path or catalog.url)")
+        return
+    typer.echo(format_table(
+        ["id", "ra", "dec", "radius", "stars", "mag", "filters", "from", "made", "file"],
+        [[r.id[:8], f"{r.ra:.4f}", f"{r.dec:+.4f}", f"{r.radius:.3f}", str(r.num_items),
+          "-" if r.minmag is None or r.maxmag is None else f"{r.minmag:.1f}-{r.maxmag:.1f}", ",".join(r.filters),
+          r.origin, f"{r.created_at:%Y-%m-%d}", r.filepath if Path(r.filepath).is_file() else f"{r.filepath} (gone)"]
+         for r in rows]))
 
 
 def _show_folder(folder: Path, check: bool) -> int:

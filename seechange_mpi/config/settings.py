@@ -60,6 +60,8 @@ class CatalogSettings(Parameters):
     url_attempts: int = par(5, "requests before giving up", critical=False, ge=1)
     cache: str | None = par(None, "folder of excerpts, one for each field; null = <paths.root>/catalog-cache",
                             critical=False)
+    wait_s: float = par(120.0, "time to wait for another job that fetches the same region, before it is fetched here "
+                               "as well", unit="s", critical=False, gt=0)
     min_mag: float | None = par(None, "leave out brighter stars (in G, else the catalogue's first band)", unit="mag",
                                 critical=False)
     max_mag: float | None = par(None, "leave out fainter stars", unit="mag", critical=False)

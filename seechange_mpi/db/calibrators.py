@@ -90,7 +90,8 @@ def add_calibrators(conn: Connection, frames: Iterable[CalibratorFrame]) -> int:
         insert_rows(conn, "data_files", [files[i] for i in sorted(written)], update=True)
         insert_rows(conn, "calibrator_files", list(new.values()), update=True)
         dates = {i: (rows[i]["validity_start"], rows[i]["validity_end"]) for i in same}
-        for i in dates:
+        # in one order, so that jobs that register the same frames at once cannot wait for each other in a circle
+        for i in sorted(i for i in same if dates[i] != same[i]):
             conn.execute("UPDATE calibrator_files SET validity_start = %s, validity_end = %s, modified = now() "
                          "WHERE _id = %s", (*dates[i], i))
     return len(new) + sum(dates[i] != same[i] for i in same)

@@ -59,6 +59,8 @@ VOLATILE: frozenset[str] = frozenset(
     }
 )
 """Columns that differ between equal runs: times, hosts, costs, places."""
+CACHES: frozenset[str] = frozenset({"catalog_excerpts"})
+"""Tables of what has been brought here, not of results: equal runs may differ in them."""
 
 
 def _times(*, large: bool = False) -> list[Any]:
@@ -394,6 +396,22 @@ image_coadd_component = Table(
     Column("zp_id", UUID(as_uuid=True), ForeignKey("zero_points._id", ondelete="RESTRICT"), primary_key=True),
     Column("coadd_image_id", UUID(as_uuid=True), ForeignKey("images._id", ondelete="CASCADE"), primary_key=True,
            index=True),
+)
+
+catalog_excerpts = Table(
+    "catalog_excerpts",
+    metadata,
+    _id(),
+    Column("origin", Text, nullable=False),
+    Column("num_items", Integer, nullable=False),
+    *_real("minmag", "maxmag"),
+    Column("filters", ARRAY(Text), nullable=False),
+    *_position(),
+    Column("radius", Double, nullable=False),
+    *(Column(f"{c}_corner_{n}", Double, nullable=False) for n in ("00", "01", "10", "11") for c in ("ra", "dec")),
+    Column("filepath", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    *_times(),
 )
 
 image_subtraction_components = Table(

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from seechange_mpi.io.star_file import (
 from seechange_mpi.model.errors import BadInput
 
 Cone = tuple[float, float, float]
+Alone = Callable[[str, Cone], AbstractContextManager[object]]
+"""Entered with the digest of a query and a cone; keeps others from making such an excerpt meanwhile."""
 LARGEST_DEG = 15.0
 """Above this radius no excerpt is made."""
 _NAME = re.compile(r"([0-9a-f]{16})_([0-9.]+)([+-][0-9.]+)_([0-9.]+)" + re.escape(EXCERPT_SUFFIX) + "$")
@@ -63,10 +66,16 @@ def query_digest(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(query, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def make_excerpt(spec: Mapping[str, Any], cone: Cone, cache: Path) -> dict[str, Any]:
+def make_excerpt(spec: Mapping[str, Any], cone: Cone, cache: Path,
+                 alone: Alone = lambda _query, _cone: nullcontext()) -> dict[str, Any]:
     """Return the specification of an excerpt that covers a cone, made now or found in the cache.
 
     The result goes to `read_catalog` in place of `spec`; its ``identity`` depends only on the stars in the cone.
+
+    Parameters
+    ----------
+    alone : entered while an excerpt is made, so that of several processes one asks the catalogue. Without it they may
+        all ask; the file is whole in any case.
 
     Raises
     ------
@@ -76,26 +85,38 @@ def make_excerpt(spec: Mapping[str, Any], cone: Cone, cache: Path) -> dict[str, 
         The service does not answer, or the cache cannot be written.
     """
     digest = query_digest(spec)
-    path = _cached(cache, digest, cone)
-    stars: CatalogTable | None = None
-    if path is not None:
-        try:
-            stars = read_star_file(path, cone)[0]
-        except BadInput as err:
-            warnings.warn(f"a damaged excerpt is made anew: {err}", stacklevel=2)
-            path.unlink(missing_ok=True)
-            path = None
-    if path is None or stars is None:
-        # dithered exposures of the field are to find it large enough
-        whole = cone[0], cone[1], round(min(1.1 * cone[2] + 0.02, 180.0), 4)
-        more = sorted_by_declination(read_catalog(spec, *whole))
-        path = cache / f"{digest}_{whole[0]:.4f}{whole[1]:+.4f}_{whole[2]:.4f}{EXCERPT_SUFFIX}"
-        write_star_file(path, columns_of(more), {
-            "EXCRA": whole[0], "EXCDEC": whole[1], "EXCRAD": whole[2], "EXCROWS": more.rows_in_file,
-            "EXCFROM": Path(str(spec.get("path") or spec.get("url"))).name[:60]})
-        stars = more.chosen(inside_cone(more.ra, more.dec, *cone))
+    found = _from_cache(cache, digest, cone)
+    if found is None:
+        with alone(digest, cone):
+            found = _from_cache(cache, digest, cone, last=True) or _fetch(spec, cone, cache, digest)
+    path, stars = found
     origin = Path(str(spec["path"])).name if spec.get("path") else str(spec["url"])
     return {"path": str(path), "origin": dict(spec), "identity": f"{origin}:{content_digest(stars)}"}
+
+
+def _from_cache(cache: Path, digest: str, cone: Cone, *, last: bool = False) -> tuple[Path, CatalogTable] | None:
+    """The excerpt in the cache and its stars; a damaged one is removed by whoever makes it anew (`last`)."""
+    path = _cached(cache, digest, cone)
+    if path is None:
+        return None
+    try:
+        return path, read_star_file(path, cone)[0]
+    except BadInput as err:
+        if last:
+            warnings.warn(f"a damaged excerpt is made anew: {err}", stacklevel=2)
+            path.unlink(missing_ok=True)
+        return None
+
+
+def _fetch(spec: Mapping[str, Any], cone: Cone, cache: Path, digest: str) -> tuple[Path, CatalogTable]:
+    # dithered exposures of the field are to find it large enough
+    whole = cone[0], cone[1], round(min(1.1 * cone[2] + 0.02, 180.0), 4)
+    more = sorted_by_declination(read_catalog(spec, *whole))
+    path = cache / f"{digest}_{whole[0]:.4f}{whole[1]:+.4f}_{whole[2]:.4f}{EXCERPT_SUFFIX}"
+    write_star_file(path, columns_of(more), {
+        "EXCRA": whole[0], "EXCDEC": whole[1], "EXCRAD": whole[2], "EXCROWS": more.rows_in_file,
+        "EXCFROM": Path(str(spec.get("path") or spec.get("url"))).name[:60]})
+    return path, more.chosen(inside_cone(more.ra, more.dec, *cone))
 
 
 def _cached(cache: Path, digest: str, cone: Cone) -> Path | None:

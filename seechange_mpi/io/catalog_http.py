@@ -17,12 +17,13 @@ _BORDER = 0.1
 _WAIT_S = 1.0
 
 
-def bounding_box(ra: float, dec: float, radius_deg: float) -> tuple[float, float, float, float]:
-    """Return (minra, maxra, mindec, maxdec) [deg] around a cone, a tenth larger on every side.
+def bounding_box(ra: float, dec: float, radius_deg: float, *, border: float = _BORDER
+                 ) -> tuple[float, float, float, float]:
+    """Return (minra, maxra, mindec, maxdec) [deg] around a cone, a tenth (`border`) larger on every side.
 
     Right ascensions lie in 0 … 360; minra > maxra where the box crosses 0. Near a pole all right ascensions belong.
     """
-    half = radius_deg * (1.0 + 2.0 * _BORDER)
+    half = radius_deg * (1.0 + 2.0 * border)
     low, high = max(dec - half, -90.0), min(dec + half, 90.0)
     if high >= 90.0 or low <= -90.0:
         return 0.0, 360.0, low, high
@@ -52,16 +53,31 @@ def fetch_cone(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: float
     url = str(spec.get("url") or "").rstrip("/")
     if not url:
         raise ConfigError("no catalogue: set catalog.path or catalog.url")
-    box = bounding_box(ra, dec, radius_deg)
-    question = f"{url}/gaiarect/" + "/".join(f"{v:.8f}" for v in box)
+    limits = ""
     faint, bright = spec.get("max_mag"), spec.get("min_mag")
     if faint is not None or bright is not None:
-        question += f"/{99.0 if faint is None else faint:g}" + (f"/{bright:g}" if bright is not None else "")
-    answer = _ask(question, float(spec.get("url_timeout_s", 5.0)), int(spec.get("url_attempts", 5)))
-    columns = _columns(question, answer)
+        limits = f"/{99.0 if faint is None else faint:g}" + (f"/{bright:g}" if bright is not None else "")
+    parts = []
+    for box in _in_order(bounding_box(ra, dec, radius_deg)):
+        question = f"{url}/gaiarect/" + "/".join(f"{v:.8f}" for v in box) + limits
+        answer = _ask(question, float(spec.get("url_timeout_s", 5.0)), int(spec.get("url_attempts", 5)))
+        parts.append(_columns(question, answer))
+    columns = _joined(parts)
     stars = table_to_catalog(OpenTable(list(columns), columns.__getitem__), question, spec, (ra, dec), radius_deg)
     stars.path = url
     return stars
+
+
+def _in_order(box: tuple[float, float, float, float]) -> list[tuple[float, float, float, float]]:
+    """Boxes with minra <= maxra: two where one crosses right ascension 0."""
+    low, high, south, north = box
+    return [box] if low <= high else [(low, 360.0, south, north), (0.0, high, south, north)]
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The columns that all answers with stars have."""
+    filled = [p for p in parts if any(len(v) for v in p.values())] or parts[:1]
+    return {name: np.concatenate([p[name] for p in filled]) for name in filled[0] if all(name in p for p in filled)}
 
 
 def _ask(question: str, timeout_s: float, attempts: int) -> Any:

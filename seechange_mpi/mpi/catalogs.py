@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.io.catalog_excerpt import LARGEST_DEG, Cone, bounding_cone, make_excerpt
 from seechange_mpi.model.errors import ConfigError, SeeChangeError
 from seechange_mpi.pipeline.top_level import Pipeline
+
+if TYPE_CHECKING:
+    from seechange_mpi.db.engine import Connection
 
 _SPARE_DEG = 60.0 / 3600.0
 """Between the corners known beforehand and the sections' own footprints."""
@@ -40,24 +43,41 @@ def cache_folder(config: Config) -> Path:
     return Path(given).expanduser().absolute() if given else config.root / "catalog-cache"
 
 
-def shared_excerpt(spec: Mapping[str, Any], cones: Iterable[Cone], config: Config) -> dict[str, Any]:
-    """Return one excerpt for all cones; the catalogue itself where they are spread too far."""
+def shared_excerpt(spec: Mapping[str, Any], cones: Iterable[Cone], config: Config,
+                   opened: Callable[[], Connection] | None = None) -> dict[str, Any]:
+    """Return one excerpt for all cones; the catalogue itself where they are spread too far.
+
+    Parameters
+    ----------
+    opened : opens database connections: of all jobs that need the region one makes the excerpt, and it is registered.
+        None: neither.
+    """
     cone = bounding_cone(cones)
-    return make_excerpt(spec, cone, cache_folder(config)) if cone[2] <= LARGEST_DEG else dict(spec)
+    if cone[2] > LARGEST_DEG:
+        return dict(spec)
+    if opened is None:
+        return make_excerpt(spec, cone, cache_folder(config))
+    from seechange_mpi.db.excerpts import ExcerptKeeper
+
+    keeper = ExcerptKeeper(opened, config.settings.catalog.wait_s)
+    excerpt = make_excerpt(spec, cone, cache_folder(config), keeper.alone)
+    keeper.register(spec, Path(excerpt["path"]))
+    return excerpt
 
 
 def exposure_catalog(spec: Mapping[str, Any] | None, footprints: Mapping[str, list[tuple[float, float]]],
-                     config: Config, pipeline: Pipeline) -> dict[str, Any] | None:
+                     config: Config, pipeline: Pipeline, opened: Callable[[], Connection] | None = None
+                     ) -> dict[str, Any] | None:
     """Return the excerpt that covers all sections of an exposure and the error of its pointing.
 
     All sections of the camera count, also those that are not asked for now: the identity of the stars must not depend
-    on that. Without any position the catalogue itself is returned.
+    on that. Without any position the catalogue itself is returned. For `opened` see `shared_excerpt`.
     """
     if spec is None or not footprints:
         return dict(spec) if spec else None
     margin = pipeline.astrocalibrator.catalog_margin_arcsec / 3600.0 + _SPARE_DEG
     corners = [(ra, dec, margin) for section in footprints.values() for ra, dec in section]
-    return shared_excerpt(spec, corners, config)
+    return shared_excerpt(spec, corners, config, opened)
 
 
 def stars_per_section(catalog: Mapping[str, Any] | None, footprints: Mapping[str, list[tuple[float, float]]]

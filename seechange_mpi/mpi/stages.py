@@ -172,7 +172,7 @@ class Stages:
         filters = {s: camera.section(s).filter or exposure.filter for s in sections}
         footprints = section_footprints(exposure, camera)
         references = self._references(exposure, camera, filters, footprints)
-        catalog = exposure_catalog(self.catalog, footprints, self.config, self.pipeline)
+        catalog = exposure_catalog(self.catalog, footprints, self.config, self.pipeline, self.opened)
         frames = self._calibration(exposure, camera, filters)
         shards = shard_folder(self.config.bundles, exposure.identifier)
         clean_leftovers(shards)

@@ -20,7 +20,8 @@ PLACES = [(0.0, 10.0), (150.0, 2.2), (77.0, 89.995), (359.999, -5.0), (45.0, 41.
 """Fields: across RA 0, at the poles, and where sky cells meet."""
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["pytest", "astropy.wcs.utils", "seechange_mpi.db.commit", "seechange_mpi.io.bundle"])
+context.set_forkserver_preload(["pytest", "astropy.wcs.utils", "requests", "seechange_mpi.db.commit",
+                                "seechange_mpi.db.excerpts", "seechange_mpi.io.bundle", "seechange_mpi.mpi.catalogs"])
 
 
 def sky(place, east, north):
