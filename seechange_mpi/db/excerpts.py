@@ -113,7 +113,7 @@ def _description(spec: Mapping[str, Any], path: Path) -> dict[str, Any]:
     corners = {"00": (west, south), "01": (west, north), "10": (east, south), "11": (east, north)}
     out = {"origin": redact(str(spec.get("path") or spec.get("url"))), "num_items": len(stars),
            "minmag": _limit(spec.get("min_mag"), mags, np.min), "maxmag": _limit(spec.get("max_mag"), mags, np.max),
-           "filters": sorted(m for m in stars.mags if not m.endswith(("_err", "_snr")) and "_" not in m),
+           "filters": sorted(m for m in stars.mags if not m.endswith(("_err", "_snr")) and m != "bp_rp"),
            "ra": ra, "dec": dec, "radius": radius, "healpix": int(healpix(ra, dec))}
     for name, (a, d) in corners.items():
         out |= {f"ra_corner_{name}": a, f"dec_corner_{name}": d}

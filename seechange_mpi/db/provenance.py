@@ -80,15 +80,17 @@ def store_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag
 
 
 def has_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag: str | None = None) -> bool:
-    """Whether all of some provenances are stored, with their upstream links, under a tag if one is given."""
+    """Whether `store_provenances` would have nothing to do."""
     records = {r.id: r for r in records}.values()
-    ids = [r.id for r in records]
+    ids, links = [r.id for r in records], [(u, r.id) for r in records for u in r.upstream_ids]
     row: Any = conn.execute(
         "SELECT (SELECT count(*) FROM provenances WHERE _id = ANY(%(ids)s)), "
-        "(SELECT count(*) FROM provenance_upstreams WHERE downstream_id = ANY(%(ids)s)), "
+        "(SELECT count(*) FROM unnest(%(up)s::text[], %(down)s::text[]) AS l(up, down) JOIN provenances p "
+        "ON p._id = l.up WHERE NOT EXISTS (SELECT 1 FROM provenance_upstreams u WHERE u.upstream_id = l.up AND "
+        "u.downstream_id = l.down)), "
         "(SELECT count(*) FROM provenance_tags WHERE tag = %(tag)s AND provenance_id = ANY(%(ids)s))",
-        {"ids": ids, "tag": tag}).fetchone()
-    return tuple(row) == (len(ids), sum(len(r.upstream_ids) for r in records), len(ids) if tag else 0)
+        {"ids": ids, "up": [u for u, _ in links], "down": [d for _, d in links], "tag": tag}).fetchone()
+    return tuple(row) == (len(ids), 0, len(ids) if tag else 0)
 
 
 def _record(row: Any) -> ProvenanceRecord:

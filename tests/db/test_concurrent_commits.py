@@ -38,6 +38,7 @@ from seechange_mpi.model.ids import stable_id
 
 pytestmark = pytest.mark.db
 CLIENTS = 8
+SLOW = (pytest.mark.slow, pytest.mark.timeout(3600))
 LOG = logging.getLogger(__name__)
 
 
@@ -94,6 +95,8 @@ def run_rounds(url, serial_url, folder, n):
     for number in range(n):
         for c in clients:
             c.pipe.send(number)
+        for _ in range(CLIENTS if number else 0):  # the round before
+            assert serial.pipe.recv()[1] == ""
         for c in clients:
             assert c.pipe.poll(100), "a commit does not end"
             path, inserted, problem = c.pipe.recv()
@@ -101,7 +104,7 @@ def run_rounds(url, serial_url, folder, n):
             serial.pipe.send((path, number))
             founded += inserted["objects"]
             linked += inserted["measurements"] - inserted["objects"]
-    for _ in range(n * CLIENTS):
+    for _ in range(CLIENTS):
         assert serial.pipe.recv()[1] == ""
     for c in (*clients, serial):
         c.pipe.send(None)
@@ -114,7 +117,7 @@ def run_rounds(url, serial_url, folder, n):
     assert linked > 2 * founded
 
 
-@pytest.mark.parametrize("n", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [20, pytest.param(200, marks=SLOW)])
 def test_eight_processes_give_what_one_gives(fresh_url, second_url, tmp_path, n):
     """Rounds of eight overlapping exposures with new provenances and a new tag, committed at one moment."""
     run_rounds(fresh_url, second_url, tmp_path, n)
@@ -221,7 +224,7 @@ def kill(pid):
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("n", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [3, pytest.param(50, marks=SLOW)])
 def test_a_killed_client_loses_and_duplicates_nothing(fresh_url, second_url, tmp_path, n):
     """The others go on at once, and its own exposures are there whole or not at all."""
     campaign = Campaign(tmp_path, 1)
@@ -270,7 +273,7 @@ def children(pid):
     return found
 
 
-@pytest.mark.parametrize("n", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [3, pytest.param(50, marks=SLOW)])
 def test_a_killed_server_loses_and_duplicates_nothing(own_server, fresh_url, tmp_path, n):
     """The postmaster alone, the postmaster and all its processes, or one of those: clients are told, a commit that was
     confirmed is there, and committing again completes the rest."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seechange_mpi.db.provenance import provenance_id, store_provenances
+from seechange_mpi.db.provenance import has_provenances, provenance_id, store_provenances
 from seechange_mpi.model.provenance import ProvenanceRecord
 
 DECAM = {"instrument": "DECam", "method": "download", "proc_type": "raw"}
@@ -31,3 +31,19 @@ def test_records_are_stored_once_with_links_and_tag(conn):
     assert conn.execute("SELECT tag, count(*) FROM provenance_tags GROUP BY tag").fetchall() == [("current", 2)]
     rows = conn.execute("SELECT process, version_major, version_minor, version_patch FROM code_versions ORDER BY 1")
     assert rows.fetchall() == [("acquire_exposure", 0, 1, 0), ("preprocessing", 0, 1, 1)]
+
+
+@pytest.mark.db
+def test_what_is_stored_already_is_recognised(conn):
+    """A link is lacking only where the database has both ends; a tag counts if one is asked for."""
+    first = ProvenanceRecord("6JS3XBTYW6JQ7WLB63HH", "acquire_exposure", "0.1.0", DECAM, ())
+    second = ProvenanceRecord("Q6PAJHPFOC5XOLTIVFGS", "preprocessing", "0.1.1", PREPROCESSING, (first.id,))
+    assert not has_provenances(conn, [second])
+    store_provenances(conn, [second])
+    assert has_provenances(conn, [second, second])
+    assert not has_provenances(conn, [second], "current")
+    store_provenances(conn, [first])
+    assert not has_provenances(conn, [second]), "its link can be stored now"
+    store_provenances(conn, [first, second], "current")
+    assert has_provenances(conn, [first, second], "current")
+    assert not has_provenances(conn, [first, second], "another")
