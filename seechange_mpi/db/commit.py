@@ -16,6 +16,7 @@ import psycopg
 from seechange_mpi.db.badness import hold_marks, meet_marks
 from seechange_mpi.db.blocks import concatenate, write_block
 from seechange_mpi.db.bulk import insert_rows
+from seechange_mpi.db.engine import notice_lost_client
 from seechange_mpi.db.exposures import exposure_row, store_exposure
 from seechange_mpi.db.linking import Patch, found, lock_sky, match, nearby_objects
 from seechange_mpi.db.provenance import has_provenances, store_provenances
@@ -101,6 +102,7 @@ def commit_bundle(
         result.count("provenances", _store_provenances(conn, info, token, tag))
         with conn.transaction():
             conn.execute("SET LOCAL jit = off")  # compiling takes longer than any of these queries
+            notice_lost_client(conn)
             hold_marks(conn)
             _check_fence(conn, info.exposure.identifier, token)
             result.count("exposures", store_exposure(conn, exposure_row(info, sections)))

@@ -61,6 +61,17 @@ def _liveness(url: str) -> dict[str, Any]:
     return {k: v for k, v in _LIVENESS.items() if k not in given}
 
 
+def notice_lost_client(conn: Connection) -> None:
+    """Let the server notice within a minute, until the end of the transaction, that this machine is gone.
+
+    A killed process needs no such thing; but the locks of one whose machine or network has vanished would be kept for
+    hours, as long as the server's own settings tell.
+    """
+    conn.execute("SELECT set_config('tcp_keepalives_idle', %s, true), set_config('tcp_keepalives_interval', %s, true), "
+                 "set_config('tcp_keepalives_count', %s, true)",
+                 [str(_LIVENESS[f"keepalives_{k}"]) for k in ("idle", "interval", "count")])
+
+
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 

@@ -17,6 +17,7 @@ import psycopg
 
 from seechange_mpi.config.resolve import redact
 from seechange_mpi.db.bulk import insert_rows
+from seechange_mpi.db.engine import notice_lost_client
 from seechange_mpi.db.linking import healpix
 from seechange_mpi.model.ids import stable_id
 
@@ -55,6 +56,7 @@ class ExcerptKeeper:
     def alone(self, query: str, cone: tuple[float, float, float]) -> Iterator[None]:
         """Hold the locks of a region for one query; see `io.catalog_excerpt.make_excerpt`."""
         with self.opened() as conn, conn.transaction():
+            notice_lost_client(conn)
             conn.execute("SELECT set_config('lock_timeout', %s, true), "
                          "set_config('idle_in_transaction_session_timeout', '0', true)",
                          (f"{max(1, round(1000 * self.wait_s))}ms",))

@@ -29,7 +29,7 @@ from scipy.spatial import cKDTree
 from seechange_mpi.db import linking
 from seechange_mpi.db.blocks import id_array, id_texts, ids_of, uuids
 from seechange_mpi.db.commit import commit_bundle
-from seechange_mpi.db.engine import connect
+from seechange_mpi.db.engine import connect, notice_lost_client
 from seechange_mpi.db.migrate import upgrade
 from seechange_mpi.db.schema import VOLATILE, metadata
 from seechange_mpi.db.server import EmbeddedServer
@@ -164,6 +164,16 @@ def test_links_are_right_whatever_the_isolation_level_of_the_server(fresh_url):
     with connect(f"{fresh_url}&options=-cdefault_transaction_isolation%3Dserializable") as conn:
         assert conn.execute("SHOW default_transaction_isolation").fetchone() == ("serializable",)
         assert conn.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+
+
+def test_a_lost_machine_is_noticed_while_it_holds_locks(fresh_url):
+    """The server's own patience (hours) is shortened until the end of the transaction, and only until then."""
+    query = "SELECT count(*) FROM pg_settings WHERE name LIKE 'tcp_keepalives%' AND source = 'session'"
+    with connect(fresh_url) as conn:
+        with conn.transaction():
+            notice_lost_client(conn)
+            assert conn.execute(query).fetchone() == (3,)
+        assert conn.execute(query).fetchone() == (0,)
 
 
 def commit_again(conn, path):
