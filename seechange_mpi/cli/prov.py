@@ -101,6 +101,7 @@ def tag_add(
 
     Example: seechange-mpi prov tag add dr1 bundles/exp1/exp1_K6ILA3.h5
     """
+    from seechange_mpi.db.checks import check_provenances
     from seechange_mpi.db.engine import session
     from seechange_mpi.db.provenance import find_record, store_provenances
     from seechange_mpi.db.tags import tag_provenances
@@ -110,7 +111,9 @@ def tag_add(
         records = []
         for name in what:
             if name.endswith(".h5"):
-                records += list(read_bundle(name).provenances)
+                found = read_bundle(name).provenances
+                check_provenances(name, found)
+                records += list(found)
             else:
                 records.append(find_record(conn, name))
         store_provenances(conn, records)

@@ -26,6 +26,7 @@ _MISSING = object()
 _INCLUDES = ("preloads", "augments", "overrides")
 _SECRET = re.compile(r"(password|passwd|secret|token|api_?key|privkey)(?!_file$)", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^:/@\s]*):([^@/\s]*)@")
+_CONNINFO_PASSWORD = re.compile(r"\b(password\s*=\s*)('(?:\\.|[^'])*'|[^\s&]+)")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def redact(value: Any, key: str = "") -> Any:
     if value and _SECRET.search(key):
         return "***"
     if isinstance(value, str):
-        return _URL_PASSWORD.sub(r"\1:***@", value)
+        return _CONNINFO_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", value))
     return value
 
 

@@ -16,6 +16,7 @@ import psycopg
 from seechange_mpi.db.badness import hold_marks, meet_marks
 from seechange_mpi.db.blocks import concatenate, write_block
 from seechange_mpi.db.bulk import insert_rows
+from seechange_mpi.db.checks import check_bundle
 from seechange_mpi.db.engine import notice_lost_client
 from seechange_mpi.db.exposures import exposure_row, store_exposure
 from seechange_mpi.db.linking import Patch, found, lock_sky, match, nearby_objects
@@ -87,11 +88,12 @@ def commit_bundle(
     TransientError
         The database went away.
     BadInput
-        The bundle is damaged.
+        The bundle is damaged, of a later version, or not a bundle.
     """
     started = time.perf_counter()
     info = read_bundle(path)
     sections = read_tables(path)
+    check_bundle(info, sections)
     parts = [p for s in sections for p in section_parts(info, s)]
     result = CommitResult(seconds={"read": time.perf_counter() - started})
 

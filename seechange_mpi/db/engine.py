@@ -30,8 +30,13 @@ def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connecti
     TransientError
         No attempt succeeded: names the server (without password) and the reason.
     ConfigError
-        The server answers, but has no such database or user.
+        It is no address of a database, or the server answers, but has no such database or user.
     """
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise ConfigError(f"database.url {redact(url)} is not the address of a PostgreSQL database; give "
+                          f"'{EMBEDDED}' or postgresql://USER@HOST/DATABASE") from None
     reason = ""
     for attempt in range(attempts):
         try:
@@ -54,10 +59,7 @@ def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connecti
 
 def _liveness(url: str) -> dict[str, Any]:
     """Connection options, unless the URL has its own, by which a peer that vanished without a word is noticed."""
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        return {}
+    given = conninfo_to_dict(url)
     return {k: v for k, v in _LIVENESS.items() if k not in given}
 
 
@@ -99,8 +101,21 @@ def server(config: Config, tell: Callable[[str], None] = _say) -> Iterator[Calla
         with opened() as conn:
             from seechange_mpi.db.migrate import upgrade
 
-            upgrade(conn)
-        yield opened
+            with _told(url):
+                upgrade(conn)
+        with _told(url):
+            yield opened
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Say in one line what no other work can cure: a database that this user may not write to."""
+    try:
+        yield
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction) as err:
+        reason = str(err).strip().splitlines()[0]
+        raise ConfigError(f"database.url {redact(url)} is of no use: {reason}; give seechange-mpi a database of its "
+                          "own and a user who owns it") from None
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from seechange_mpi.config.resolve import Config
 from seechange_mpi.db.commit import CommitResult, commit_bundle
 from seechange_mpi.db.queue import LocalQueue
 from seechange_mpi.instruments.camera import load_camera
-from seechange_mpi.io.bundle import FORMAT, read_bundle
-from seechange_mpi.io.h5util import get_text, open_h5
+from seechange_mpi.io.bundle import FORMAT, VERSION, read_bundle
+from seechange_mpi.io.h5util import check_format, get_text, open_h5
 from seechange_mpi.model.errors import BadInput, SeeChangeError, TransientError
 from seechange_mpi.model.ids import stable_id
 
@@ -118,11 +118,12 @@ def read_sets(path: Path) -> BundleSets | None:
     Raises
     ------
     BadInput
-        It is missing or damaged.
+        It is missing, damaged or of a later version.
     """
     with open_h5(path) as f:
         if f.attrs.get("format") != FORMAT:
             return None
+        check_format(f, path, {FORMAT: VERSION})
         identifier = str(f.attrs["exposure"])
         table = f["provenance"][...]
         hashes: dict[UUID, str] = {}

@@ -15,6 +15,7 @@ from seechange_mpi.db.blocks import Block, ids_of
 from seechange_mpi.db.exposures import ImageType, exposure_columns, outline, times
 from seechange_mpi.db.linking import healpix
 from seechange_mpi.io.bundle import BundleInfo
+from seechange_mpi.model.errors import AlgorithmError, BadInput
 from seechange_mpi.model.flags import PRODUCT_BITS, STEP_BITS
 from seechange_mpi.model.ids import stable_id
 from seechange_mpi.model.products import Judged, StoredSection, badness
@@ -204,9 +205,18 @@ def _pixel_scale(header: str) -> float:
 
 
 def section_parts(info: BundleInfo, s: StoredSection) -> list[PartRows]:
-    """Return the parts that a section has: ``image``, and ``sub`` too if it was finished."""
-    image = image_part(info, s)
-    sub = None if image is None else sub_part(info, s, image)
+    """Return the parts that a section has: ``image``, and ``sub`` too if it was finished.
+
+    Raises
+    ------
+    BadInput
+        The bundle has what the pipeline's tools refuse.
+    """
+    try:
+        image = image_part(info, s)
+        sub = None if image is None else sub_part(info, s, image)
+    except AlgorithmError as err:
+        raise BadInput(info.path, f"section {s.section_id}", "what the pipeline writes", err) from None
     return [p for p in (image, sub) if p is not None]
 
 

@@ -19,12 +19,13 @@ import h5py
 
 from seechange_mpi import __version__
 from seechange_mpi.io.digests import digest_of
-from seechange_mpi.io.h5util import durable_h5, get_text, open_h5, publish, require_space, set_attrs
+from seechange_mpi.io.h5util import check_format, durable_h5, get_text, open_h5, publish, require_space, set_attrs
 from seechange_mpi.io.records import known_hash, read_record, record_of, write_record
 from seechange_mpi.io.retrieval import ensure, is_retrievable
 from seechange_mpi.io.section_h5 import IMAGE_GROUPS, PIXEL_NAMES, SUB_GROUPS, content_hash, write_report
 from seechange_mpi.io.shard import FORMAT as SHARD_FORMAT
-from seechange_mpi.io.shard import ShardScan, read_group, scan_shards, shard_info
+from seechange_mpi.io.shard import VERSION as SHARD_VERSION
+from seechange_mpi.io.shard import ShardScan, check_shard, read_group, scan_shards, shard_info
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.products import StoredSection
@@ -33,6 +34,8 @@ from seechange_mpi.model.task import SectionReport
 
 FORMAT = "seechange-mpi bundle"
 VERSION = 1
+READABLE = {FORMAT: VERSION, SHARD_FORMAT: SHARD_VERSION}
+"""Formats in which a section can be read, and the newest version of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ def _copy_section(sections: h5py.Group, shard: Path, folder: Path) -> None:
     """Copy tables and attributes; link pixels by a path relative to the bundle."""
     relative = os.path.relpath(shard, folder)
     with open_h5(shard) as src:
+        check_format(src, shard, {SHARD_FORMAT: SHARD_VERSION})
         section_id = next(iter(src["sections"]))
         g = src["sections"][section_id]
         out = sections.create_group(section_id)
@@ -145,15 +149,6 @@ def _copy_section(sections: h5py.Group, shard: Path, folder: Path) -> None:
             out.create_group("image_meta").attrs.update(dict(g["image"].attrs))
 
 
-def _check_format(f: h5py.File, path: str | Path, *formats: str) -> None:
-    if f.attrs.get("format") not in formats:
-        raise BadInput(path, "format", " or ".join(formats), f.attrs.get("format", "no format attribute"))
-    if int(f.attrs.get("version", VERSION)) > VERSION:
-        raise BadInput(path, "version of the format", f"at most {VERSION}, which this program knows",
-                       f"{f.attrs['version']}, written by version {f.attrs.get('code_version', '?')}: install that "
-                       "one or a later one")
-
-
 @contextmanager
 def opened_bundle(path: str | Path) -> Iterator[h5py.File]:
     """Open a bundle for reading its attributes and tables.
@@ -164,7 +159,7 @@ def opened_bundle(path: str | Path) -> Iterator[h5py.File]:
         It is missing, damaged, not a bundle, or one of a later version.
     """
     with open_h5(path) as f:
-        _check_format(f, path, FORMAT)
+        check_format(f, path, {FORMAT: VERSION})
         yield f
 
 
@@ -177,7 +172,7 @@ def read_bundle(path: str | Path) -> BundleInfo:
         It is missing, damaged or not a bundle.
     """
     with open_h5(path) as f:
-        _check_format(f, path, FORMAT)
+        check_format(f, path, {FORMAT: VERSION})
         rows = []
         for r in f["provenance"][...]:
             id_, process, version, parameters, upstream = (v.decode() if isinstance(v, bytes) else str(v) for v in r)
@@ -197,7 +192,7 @@ def section_shards(path: str | Path) -> dict[str, Path]:
         The bundle is missing, damaged or not a bundle.
     """
     with open_h5(path) as f:
-        _check_format(f, path, FORMAT)
+        check_format(f, path, {FORMAT: VERSION})
         groups = f["sections"]
         return {s: Path(path).parent / str(groups[s].attrs["shard"]) for s in groups if "shard" in groups[s].attrs}
 
@@ -235,13 +230,12 @@ def read_section(path: str | Path, section_id: str, pixels: bool = False, parts:
         The file or the section is missing or damaged, or (with `pixels`) a linked shard is gone.
     """
     with open_h5(path) as f:
-        _check_format(f, path, FORMAT, SHARD_FORMAT)
+        check_format(f, path, READABLE)
         if section_id not in f["sections"]:
             raise BadInput(path, "section", section_id, ", ".join(f["sections"]) or "no section")
         group = f["sections"][section_id]
         if pixels and "shard" in group.attrs:
-            with open_h5(Path(path).parent / str(group.attrs["shard"])):
-                pass  # a lost or truncated shard is named, not the bundle
+            check_shard(path, group)
         return read_group(group, section_id, str(path), pixels=pixels, parts=parts)
 
 
@@ -340,7 +334,7 @@ def pack_bundle(path: str | Path, out: str | Path) -> Path:
             raise BadInput(part, "file of the bundle", "a file", "no such file")
     require_space(out.parent, out.stem, sum(part.stat().st_size for part in parts))
     with open_h5(path) as f, durable_h5(out.parent, out.stem, in_memory=False) as (packed, draft):
-        _check_format(f, path, FORMAT)
+        check_format(f, path, {FORMAT: VERSION})
         for name in f:
             f.copy(name, packed, expand_external=True)
         packed.attrs.update(dict(f.attrs))

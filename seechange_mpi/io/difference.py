@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seechange_mpi.io.bundle import FORMAT
-from seechange_mpi.io.h5util import open_h5
+from seechange_mpi.io.bundle import READABLE
+from seechange_mpi.io.h5util import check_format, open_h5
 from seechange_mpi.io.section_h5 import read_products
-from seechange_mpi.io.shard import FORMAT as SHARD_FORMAT
+from seechange_mpi.io.shard import check_shard
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.products import F32, U16, SourceList, WorldCoordinates, ZeroPoint
 
@@ -44,15 +44,13 @@ def read_differences(path: str | Path, section_ids: Sequence[str]) -> Iterator[t
         The file is missing or damaged, a section of it or its difference image is not there, or a shard is gone.
     """
     with open_h5(path) as f:
-        if f.attrs.get("format") not in (FORMAT, SHARD_FORMAT):
-            raise BadInput(path, "format", f"{FORMAT} or {SHARD_FORMAT}", f.attrs.get("format", "no format attribute"))
+        check_format(f, path, READABLE)
         for section in section_ids:
             if section not in f["sections"] or "sub" not in f["sections"][section]:
                 raise BadInput(path, "section", f"a difference image of {section}", "none")
             group = f["sections"][section]
             if "shard" in group.attrs:
-                with open_h5(Path(path).parent / str(group.attrs["shard"])):
-                    pass  # a lost or truncated shard is named, not the bundle
+                check_shard(path, group)
             p = read_products(group, str(path), pixels=False)
             if p.sub is None or p.wcs is None or p.zp is None:
                 raise BadInput(path, f"section {section}", "difference image, WCS and zero point", "not all of them")

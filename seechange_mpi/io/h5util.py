@@ -7,7 +7,7 @@ import hashlib
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,7 +73,11 @@ def read_table(dataset: h5py.Dataset, columns: tuple[Column, ...], path: str) ->
             out[name] = rows[name]
         return out
     if dataset.dtype != expected:
-        raise BadInput(path, f"table {dataset.name}", f"columns {expected.names}", f"columns {dataset.dtype.names}")
+        lacking = ", ".join(n for n in expected.names or () if n not in stored)
+        unknown = ", ".join(n for n in stored if n not in (expected.names or ()))
+        raise BadInput(path, f"table {dataset.name}", f"the {len(columns)} columns that this program knows",
+                       f"{len(stored)}: lacking are {lacking or 'none'}; unknown are {unknown or 'none'}; those in "
+                       "common may be of other types")
     return np.asarray(dataset[...])
 
 
@@ -92,6 +96,27 @@ def set_attrs(group: h5py.Group | h5py.Dataset, values: dict[str, Any]) -> None:
 def get_text(group: h5py.Group, key: str, default: str = "") -> str:
     """Return a text written by `set_attrs`."""
     return str(group.attrs[key]) if key in group.attrs else default
+
+
+def check_format(f: h5py.File, path: str | Path, formats: Mapping[str, int]) -> None:
+    """Refuse an open file that is of none of these formats, or of a later version of its format.
+
+    Parameters
+    ----------
+    formats : name of the format -> newest version that is understood.
+
+    Raises
+    ------
+    BadInput
+        Names what was expected, and for a later version which program wrote it.
+    """
+    found = f.attrs.get("format", "no format attribute")
+    if found not in formats:
+        raise BadInput(path, "format", " or ".join(formats), found)
+    if int(f.attrs.get("version", 1)) > formats[found]:
+        by = f", written by version {f.attrs['code_version']}" if "code_version" in f.attrs else ""
+        raise BadInput(path, "version of the format", f"at most {formats[found]}, which this program knows",
+                       f"{f.attrs['version']}{by}: install the version of seechange-mpi that wrote it, or a later one")
 
 
 def _has_broken_heap(path: str | Path) -> bool:

@@ -7,8 +7,9 @@ import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from seechange_mpi.io.h5util import durable_h5, open_h5, publish, set_attrs
+from seechange_mpi.io.h5util import check_format, durable_h5, open_h5, publish, set_attrs
 from seechange_mpi.io.section_h5 import (
     IMAGE_GROUPS,
     SUB_GROUPS,
@@ -23,6 +24,9 @@ from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.products import SectionProducts, StoredSection
 from seechange_mpi.model.task import STEPS, SectionReport
+
+if TYPE_CHECKING:
+    import h5py
 
 FORMAT = "seechange-mpi shard"
 VERSION = 1
@@ -107,7 +111,8 @@ def read_group(g: object, section_id: str, path: str, *, pixels: bool, parts: Co
     """Read a section's group of a shard or bundle; see `section_h5.read_products`."""
     import h5py
 
-    assert isinstance(g, h5py.Group)
+    if not isinstance(g, h5py.Group):
+        raise BadInput(path, f"section {section_id}", "a group", type(g).__name__.lower())
     a = g.attrs
     return StoredSection(
         section_id, read_products(g, path, pixels=pixels, parts=parts), read_report(g),
@@ -123,13 +128,25 @@ def read_shard(path: str | Path, pixels: bool = True) -> StoredSection:
     Raises
     ------
     BadInput
-        It is missing, truncated or not a shard.
+        It is missing, truncated, not a shard, or one of a later version.
     """
     with open_h5(path) as f:
-        if f.attrs.get("format") != FORMAT:
-            raise BadInput(path, "format", FORMAT, f.attrs.get("format", "no format attribute"))
-        section_id = next(iter(f["sections"]))
+        check_format(f, path, {FORMAT: VERSION})
+        section_id = _only_section(f, path)
         return read_group(f["sections"][section_id], section_id, str(path), pixels=pixels)
+
+
+def check_shard(bundle: str | Path, group: h5py.Group) -> None:
+    """Open the shard to which a section of a bundle links, so that a lost or damaged one is named, not the bundle.
+
+    Raises
+    ------
+    BadInput
+        See `read_shard`.
+    """
+    path = Path(bundle).parent / str(group.attrs["shard"])
+    with open_h5(path) as f:
+        check_format(f, path, {FORMAT: VERSION})
 
 
 def shard_info(path: Path, section_id: str, g: object) -> ShardInfo:
@@ -149,8 +166,15 @@ def scan_shards(shard_dir: str | Path) -> ShardScan:
     for path in sorted(Path(shard_dir).glob("*.h5")):
         try:
             with open_h5(path) as f:
-                section_id = next(iter(f["sections"]))
+                check_format(f, path, {FORMAT: VERSION})
+                section_id = _only_section(f, path)
                 out.shards.append(shard_info(path, section_id, f["sections"][section_id]))
-        except (BadInput, StopIteration) as err:
-            out.problems.append(f"{path}: {err or 'no section inside'}")
+        except BadInput as err:
+            out.problems.append(str(err))
     return out
+
+
+def _only_section(f: h5py.File, path: str | Path) -> str:
+    for section_id in f["sections"]:
+        return str(section_id)
+    raise BadInput(path, "section", "one", "no section inside")

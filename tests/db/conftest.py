@@ -103,3 +103,11 @@ def bundles(tmp_path):
     from made_bundles import Maker
 
     return Maker(tmp_path)
+
+
+@pytest.fixture
+def verb(url, tmp_path, capsys):
+    """The command line on the shared database (`verbs.Verbs`)."""
+    from verbs import Verbs
+
+    return Verbs(url, tmp_path / "root", capsys)

@@ -7,11 +7,21 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import numpy.lib.recfunctions
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seechange_mpi.io.bundle import pack_bundle, read_bundle, read_section, validate_bundle
+from seechange_mpi.io.bundle import (
+    pack_bundle,
+    read_bundle,
+    read_section,
+    read_tables,
+    section_shards,
+    validate_bundle,
+    write_bundle,
+)
+from seechange_mpi.io.difference import read_differences
 from seechange_mpi.io.shard import read_shard, scan_shards, write_shard
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.task import SectionReport, StepRecord
@@ -194,3 +204,56 @@ def test_a_full_disk_is_transient_and_says_so(tmp_path, monkeypatch):
     with pytest.raises(TransientError, match=r"no space left while writing S1: .* MB free"):
         write_shard(tmp_path, exposure(), "S1", image_products(1.0, 2.0), SectionReport(True), {}, {}, (4, 4))
     assert list(tmp_path.iterdir()) == []
+
+
+def newer(path, **attrs):
+    with h5py.File(path, "r+") as f:
+        f.attrs.update({"version": 2} | attrs)
+
+
+def test_a_newer_shard_is_refused_wherever_it_is_read(two, tmp_path):
+    shard = next((two.parent / "shards").glob("S1_*.h5"))
+    newer(shard)
+    later = "version of the format: expected at most 1, which this program knows, found 2"
+    for read in (lambda: read_shard(shard), lambda: read_section(shard, "S1"),
+                 lambda: read_section(two, "S1", pixels=True), lambda: list(read_differences(two, ["S1"])),
+                 lambda: write_bundle(tmp_path / "new.h5", exposure(), [], {}, [shard])):
+        with pytest.raises(BadInput, match=later) as caught:
+            read()
+        assert str(shard) in str(caught.value)
+        assert "install" in str(caught.value)
+    found = scan_shards(shard.parent)
+    assert [s.section_id for s in found.shards] == ["S2"]
+    assert len(found.problems) == 1
+    assert later in found.problems[0]
+
+
+def test_a_file_of_another_kind_among_the_shards_is_named(two):
+    folder = two.parent / "shards"
+    with h5py.File(folder / "S5_other.h5", "w") as f:
+        f.create_group("sections/S5")
+    with h5py.File(folder / "S6_none.h5", "w") as f:
+        f.attrs["format"] = "seechange-mpi shard"
+        f.create_group("sections")
+    found = scan_shards(folder)
+    assert [s.section_id for s in found.shards] == ["S1", "S2"]
+    assert ["no format attribute" in found.problems[0], "no section inside" in found.problems[1]] == [True, True]
+    with pytest.raises(BadInput, match="no section inside"):
+        read_shard(folder / "S6_none.h5")
+
+
+def test_a_newer_bundle_names_the_program_that_wrote_it(two):
+    newer(two, code_version="9.9.0")
+    for read in (read_bundle, read_tables, section_shards, validate_bundle):
+        with pytest.raises(BadInput, match=r"found 2, written by version 9\.9\.0: install"):
+            read(two)
+
+
+def test_columns_that_are_not_known_are_named(two):
+    with h5py.File(two, "r+") as f:
+        g = f["sections/S1"]
+        table = g["measurements"][...]
+        del g["measurements"]
+        g["measurements"] = np.lib.recfunctions.rename_fields(table, {"ra": "right_ascension"})
+    with pytest.raises(BadInput, match="lacking are ra; unknown are right_ascension"):
+        read_section(two, "S1")
