@@ -32,6 +32,7 @@ GROUPS: dict[str, str] = {
     "catalog": "Star catalogues: build a folder from Gaia's files, show what is there.",
     "bundle": "Bundles (one HDF5 file per exposure): info, validate, export, pack.",
     "archive": "Archive: push, pull, status, verify; missing files come back by themselves.",
+    "measuring": "Measurements: which cuts they failed, how many were kept.",
     "prov": "Provenances: show, compare, tag.",
     "object": "Objects: list, show, position, light curve, forced photometry.",
     "db": "Science database: init, start, stop, status, commit.",

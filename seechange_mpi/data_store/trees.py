@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
 
 Tree = dict[str, ProvenanceRecord]
+LOG = "rank-0000.jsonl"
+"""Log of rank 0, in the folder of a run."""
 
 
 def tree_of_bundle(path: str | Path, section_id: str) -> Tree:
@@ -73,9 +75,23 @@ def bundle_of_run(run: str | Path, exposure: str, config: Config) -> Path:
     return Path(found[-1])
 
 
+def bundles_of_run(folder: Path) -> list[Path]:
+    """Return the bundles that a run has written or committed, the last of each exposure, in the order of its log.
+
+    Raises
+    ------
+    BadInput
+        The folder has no log of a run.
+    """
+    if not (folder / LOG).is_file():
+        raise BadInput(folder, "log of a run", LOG, "no such file")
+    return [Path(p) for p in {str(x["exposure"]): str(x["bundle"]) for x in _lines(folder)
+                              if "bundle" in x and "exposure" in x}.values()]
+
+
 def _lines(folder: Path) -> Iterator[dict[str, Any]]:
     """Lines of rank 0 about bundles."""
-    log = folder / "rank-0000.jsonl"
+    log = folder / LOG
     with log.open(encoding="utf-8") as f:
         for text in f:
             if '"bundle"' in text:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from seechange_mpi.config.resolve import Config
 from seechange_mpi.db.commit import CommitResult, commit_bundle
 from seechange_mpi.db.queue import LocalQueue
 from seechange_mpi.instruments.camera import load_camera
-from seechange_mpi.io.bundle import FORMAT, VERSION, read_bundle
+from seechange_mpi.io.bundle import FORMAT, VERSION, files_below, read_bundle
 from seechange_mpi.io.h5util import check_format, get_text, open_h5
 from seechange_mpi.model.errors import BadInput, SeeChangeError, TransientError
 from seechange_mpi.model.ids import stable_id
@@ -90,16 +89,6 @@ def said(done: CommitResult) -> str:
     return f"{n[0]} images, {n[1]} measurements, {n[2]} new objects in {sum(done.seconds.values()):.2f} s"
 
 
-def _files(places: Iterable[Path]) -> Iterator[Path]:
-    """Files that may be bundles; folders of shards are not entered."""
-    for place in places:
-        if place.is_file():
-            yield place
-        for folder, inner, names in os.walk(place):
-            inner[:] = sorted(n for n in inner if n != "shards")
-            yield from (Path(folder) / n for n in sorted(names) if n.endswith(".h5") and not n.startswith("."))
-
-
 def _section_sets(identifier: str, section: str, g: h5py.Group) -> dict[UUID, str]:
     """The rows of ``product_sets`` that a section has once it is committed."""
     if not all(name in g for name in _IMAGE):
@@ -151,7 +140,7 @@ def find_pending(conn: Connection, places: Iterable[Path]) -> Found:
     """
     found = Found()
     newest: dict[tuple[str, frozenset[str]], BundleSets] = {}
-    for path in _files(places):
+    for path in files_below(places):
         try:
             sets = read_sets(path)
         except BadInput as err:

@@ -259,23 +259,31 @@ def sub_part(info: BundleInfo, s: StoredSection, image: PartRows) -> PartRows | 
         filepath=path,
         **_bits(p.cutouts),
     )
+    table, deleted = kept_rows(p.measurements.table)
     part.add(
         "measurement_sets",
         _id=ids["measurements"],
         cutouts_id=ids["cutouts"],
         provenance_id=prov["measuring"],
-        num_measurements=len(p.measurements.table),
+        num_measurements=len(table),
         **_bits(p.measurements),
     )
     upstream = badness(p.measurements)
-    part.measurements = _measurement_rows(ids["measurements"], p.measurements.table, upstream)
+    part.measurements = _measurement_rows(ids["measurements"], table, upstream)
     for scores in p.scores:
         set_id = stable_id("scores", ids["measurements"], scores.algorithm, prov["scoring"])
         part.score_sets.append({"_id": set_id, "measurementset_id": ids["measurements"],
                                 "provenance_id": prov["scoring"], "algorithm": scores.algorithm,
                                 "_upstream_bitflag": upstream})
-        part.scores.append(_score_rows(set_id, scores.table, p.measurements.table, upstream))
+        scored = scores.table[~np.isin(scores.table["index_in_sources"], deleted)]
+        part.scores.append(_score_rows(set_id, scored, table, upstream))
     return part
+
+
+def kept_rows(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the measurements that enter the database, and ``index_in_sources`` of those that were deleted."""
+    deleted = table["deletion_reasons"] != b""
+    return table[~deleted], table["index_in_sources"][deleted]
 
 
 def _measurement_rows(set_id: UUID, table: np.ndarray, upstream: int) -> Block:
@@ -283,7 +291,8 @@ def _measurement_rows(set_id: UUID, table: np.ndarray, upstream: int) -> Block:
     columns: dict[str, Any] = {"_id": ids_of("measurement", set_id, numbers=table["index_in_sources"].tolist()),
                                "measurementset_id": set_id, "_upstream_bitflag": upstream,
                                "healpix": healpix(table["ra"], table["dec"]) if n else np.zeros(0, np.int64)}
-    columns |= {"_bitflag" if c.name == "bitflag" else c.name: table[c.name] for c in MEASUREMENTS}
+    columns |= {"_bitflag" if c.name == "bitflag" else c.name: table[c.name] for c in MEASUREMENTS
+                if c.name != "deletion_reasons"}
     return Block(n, columns)
 
 

@@ -197,6 +197,16 @@ def section_shards(path: str | Path) -> dict[str, Path]:
         return {s: Path(path).parent / str(groups[s].attrs["shard"]) for s in groups if "shard" in groups[s].attrs}
 
 
+def files_below(places: Iterable[Path]) -> Iterator[Path]:
+    """Files that may be bundles: those named, and those in folders; folders of shards are not entered."""
+    for place in places:
+        if place.is_file():
+            yield place
+        for folder, inner, names in os.walk(place):
+            inner[:] = sorted(n for n in inner if n != "shards")
+            yield from (Path(folder) / n for n in sorted(names) if n.endswith(".h5") and not n.startswith("."))
+
+
 def scan_exposure(folder: Path) -> ShardScan:
     """Read the attributes of all shards of an exposure, also of those that bundles name and only an archive has.
 

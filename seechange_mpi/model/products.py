@@ -380,7 +380,7 @@ class Cutouts:
 
 @dataclass(slots=True)
 class Measurements:
-    """Measurements of detections (`tables.MEASUREMENTS`), kept ones only (see ``is_bad``)."""
+    """Measurements of all detections (`tables.MEASUREMENTS`); see ``is_bad`` and ``deletion_reasons``."""
 
     table: Table
     bitflag: int = 0

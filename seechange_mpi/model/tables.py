@@ -106,6 +106,8 @@ MEASUREMENTS: tuple[Column, ...] = (
     Column("is_bad", "?", "", "fails a threshold; kept for inspection"),
     Column("bad_reasons", "S64", "", "names of the thresholds that failed, comma separated"),
     Column("bitflag", "i8", "", "badness bits of this measurement alone (flags.Badness)", optional=True),
+    Column("deletion_reasons", "S64", "", "names of the deletion thresholds that failed; such a measurement is bad and "
+                                          "does not enter the database", optional=True),
 )
 
 SCORES: tuple[Column, ...] = (

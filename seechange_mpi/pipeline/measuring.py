@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
@@ -44,12 +48,37 @@ class BadThresholds(Parameters):
     star_residual: float = par(0.025, "|flux| over that of the star it sits on (within 1 FWHM), at least", ge=0)
 
 
+class DeletionThresholds(Parameters):
+    """A measurement at or beyond any of these does not enter the database; it stays in the bundle, marked bad."""
+
+    section = "measuring.deletion_thresholds"
+    psf_fit_flags_bitmask: int | None = par(None, "fit flags; here and below null = nothing is deleted for this", ge=0)
+    nbadpix: int | None = par(None, "flagged pixels within one FWHM", unit="pix", ge=1)
+    detection_dist: float | None = par(None, "PSF-fit position from the detection", unit="pix", gt=0)
+    chi2_psf: float | None = par(None, "chi2 per degree of freedom of the PSF fit, beyond a model error of 3 %", gt=0)
+    width_ratio: float | None = par(None, "mean width over the PSF's, or its inverse, for S/N > 10", gt=1)
+    elongation: float | None = par(None, "major over minor width, for S/N > 10", gt=1)
+    negfrac: float | None = par(None, "pixels of opposite sign over those of its own sign", gt=0)
+    negfluxfrac: float | None = par(None, "the same for their summed score", gt=0)
+    star_residual: float | None = par(None, "|flux| over that of the star it sits on, at least", ge=0)
+
+
+CUTS: dict[str, str] = {
+    "fit": "psf_fit_flags_bitmask", "badpix": "nbadpix", "moved": "detection_dist", "chi2": "chi2_psf",
+    "width": "width_ratio", "elongation": "elongation", "negfrac": "negfrac", "negflux": "negfluxfrac",
+    "star": "star_residual",
+}
+"""Name of a cut in ``bad_reasons`` and ``deletion_reasons`` -> the threshold it compares with."""
+
+
 class MeasuringParameters(Parameters):
     """Parameters of `Measurer`."""
 
     section = "measuring"
     diag_box_halfsize: float = par(1.0, "half size of the box searched for opposite residuals", unit="FWHM", gt=0)
     bad_thresholds: BadThresholds = par(BadThresholds(), "limits beyond which a measurement is marked bad")
+    deletion_thresholds: DeletionThresholds = par(DeletionThresholds(), "limits beyond which it stays out of the "
+                                                                        "database")
 
 
 class Measurer(Step[MeasuringParameters]):
@@ -60,7 +89,8 @@ class Measurer(Step[MeasuringParameters]):
 
     def run(self, new: SectionProducts, sub: SubImage, detections: Detections, cutouts: Cutouts,
             reference: Reference) -> Measurements:
-        """Return one row per detection, in the same order; ``is_bad`` where a threshold is reached.
+        """Return one row per detection, in the same order; ``is_bad`` where a threshold is reached, and
+        ``deletion_reasons`` where one is by which it stays out of the database.
 
         Fluxes are of the difference image, with its own PSF, in ADU of the new image (zero point ``sub.zp``).
         """
@@ -145,31 +175,63 @@ class Measurer(Step[MeasuringParameters]):
         table["ra_err"] = table["dec_err"] = sigma * scale
 
     def _judge(self, table: Table, d: Table, ratio: F64, fwhm: float) -> None:
-        t = self.pars.bad_thresholds
         with np.errstate(divide="ignore", invalid="ignore"):
             snr = np.abs(table["flux_psf"]) / table["flux_psf_err"]
             width = 0.5 * (table["major_width"] + table["minor_width"]) / self._psf_width(fwhm)
-            elongation = table["major_width"] / table["minor_width"]
-            model_error = (0.03 * snr) ** 2
-        bright = snr > 10
-        moved = np.hypot(table["x"] - d["x"], table["y"] - d["y"])
-        tests = {
-            "fit": (table["psf_fit_flags"] & t.psf_fit_flags_bitmask) != 0,
-            "badpix": table["nbadpix"] >= t.nbadpix,
-            "moved": moved >= t.detection_dist,
-            "chi2": ~(table["chi2_psf"] < t.chi2_psf + model_error),
-            "width": bright & ((width >= t.width_ratio) | (width <= 1 / t.width_ratio)),
-            "elongation": bright & (elongation >= t.elongation),
-            "negfrac": table["negfrac"] >= t.negfrac,
-            "negflux": table["negfluxfrac"] >= t.negfluxfrac,
-            "star": ratio < t.star_residual,
-        }
-        table["is_bad"] = np.any(list(tests.values()), axis=0)
-        for k in range(len(table)):
-            table["bad_reasons"][k] = ",".join(name for name, hit in tests.items() if hit[k]).encode()
+            figures = _Figures(table, snr > 10, width, table["major_width"] / table["minor_width"],
+                               np.hypot(table["x"] - d["x"], table["y"] - d["y"]), (0.03 * snr) ** 2, ratio)
+        deleted = failed_cuts(figures, self.pars.deletion_thresholds)
+        bad = failed_cuts(figures, self.pars.bad_thresholds)
+        bad = {name: bad[name] | deleted[name] for name in CUTS}
+        table["is_bad"] = np.any(list(bad.values()), axis=0)
+        table["bad_reasons"], table["deletion_reasons"] = _names(bad, len(table)), _names(deleted, len(table))
 
     def _psf_width(self, fwhm: float) -> float:
         return max(fwhm, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """What cuts are made on; all of shape (n,).
+
+    Attributes
+    ----------
+    bright : S/N > 10.  width : mean width over the PSF's.  elongation : major over minor width.
+    moved : PSF-fit position from the detection [pix].  model_error : part of chi2 that an error of the PSF explains.
+    ratio : |flux| over that of the star it sits on.
+    """
+
+    table: Table
+    bright: npt.NDArray[np.bool_]
+    width: F64
+    elongation: F64
+    moved: F64
+    model_error: F64
+    ratio: F64
+
+
+def failed_cuts(f: _Figures, limits: BadThresholds | DeletionThresholds) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return for every cut (`CUTS`) which measurements fail it; where there is no limit, none does."""
+    tests: dict[str, Callable[[Any], npt.NDArray[np.bool_]]] = {
+        "fit": lambda mask: (f.table["psf_fit_flags"] & mask) != 0,
+        "badpix": lambda limit: f.table["nbadpix"] >= limit,
+        "moved": lambda limit: f.moved >= limit,
+        "chi2": lambda limit: ~(f.table["chi2_psf"] < limit + f.model_error),
+        "width": lambda limit: f.bright & ((f.width >= limit) | (f.width <= 1 / limit)),
+        "elongation": lambda limit: f.bright & (f.elongation >= limit),
+        "negfrac": lambda limit: f.table["negfrac"] >= limit,
+        "negflux": lambda limit: f.table["negfluxfrac"] >= limit,
+        "star": lambda limit: f.ratio < limit,
+    }
+    out = {}
+    for name, threshold in CUTS.items():
+        limit = limits[threshold]
+        out[name] = np.zeros(len(f.table), bool) if limit is None else np.asarray(tests[name](limit))
+    return out
+
+
+def _names(cuts: dict[str, npt.NDArray[np.bool_]], n: int) -> list[bytes]:
+    return [",".join(name for name, hit in cuts.items() if hit[k]).encode() for k in range(n)]
 
 
 def _on_star(table: Table, new: Table, reference: Reference, header: str, fwhm: float, flux_ratio: float) -> F64:

@@ -54,8 +54,11 @@ def image_products(ra, dec, zp=25.0, filter="r", mjd=60000.0, lim_mag=20.5):
         zp=pr.ZeroPoint(zp, 0.01, "catalog", 30, 0.02, 0.0, (2.0, 3.0, 4.0, 8.0), (0.3, 0.1, 0.05, 0.0), lim_mag))
 
 
-def add_subtraction(p, ra, dec, bad=None, score=0.9, bits=0):
-    """Add difference products with measurements at the given positions; `bits` are the measurements' own."""
+def add_subtraction(p, ra, dec, bad=None, score=0.9, bits=0, reasons=None, deleted=None):
+    """Add difference products with measurements at the given positions; `bits` are the measurements' own.
+
+    `reasons` and `deleted` name the cuts that each failed; else `bad` says which failed negfrac.
+    """
     n = len(ra)
     plane = np.zeros((4, 4), np.float32)
     flags = np.zeros((4, 4), np.uint16)
@@ -69,6 +72,11 @@ def add_subtraction(p, ra, dec, bad=None, score=0.9, bits=0):
     table["is_bad"] = np.zeros(n, bool) if bad is None else bad
     table["bitflag"] = bits
     table["bad_reasons"] = np.where(table["is_bad"], b"negfrac", b"")
+    if reasons is not None:
+        table["bad_reasons"] = [x.encode() for x in reasons]
+        table["is_bad"] = table["bad_reasons"] != b""
+    if deleted is not None:
+        table["deletion_reasons"] = [x.encode() for x in deleted]
     stamps = np.zeros((n, 5, 5), np.float32)
     p.cutouts = pr.Cutouts(stamps, stamps, stamps)
     p.measurements = pr.Measurements(table)
@@ -96,7 +104,7 @@ class Maker:
 
     A section is ``{"ra", "dec"}`` (its centre), optionally ``"at"`` (list of (ra, dec) of measurements), ``"bad"``,
     ``"zp"``, ``"reference"``, ``"fails"`` (name of the step that fails before any product), ``"badness"`` (bits of the
-    image), ``"bits"`` (of the measurements).
+    image), ``"bits"`` (of the measurements), ``"reasons"`` and ``"deleted"`` (cuts that each measurement failed).
     """
 
     def __init__(self, folder):
@@ -115,7 +123,8 @@ class Maker:
             sub = "at" in s
             if sub:
                 at = np.array(s["at"], float).reshape(-1, 2)
-                add_subtraction(p, at[:, 0], at[:, 1], s.get("bad"), s.get("score", 0.9), s.get("bits", 0))
+                add_subtraction(p, at[:, 0], at[:, 1], s.get("bad"), s.get("score", 0.9), s.get("bits", 0),
+                                s.get("reasons"), s.get("deleted"))
             _hand_on(p, s.get("badness", 0))
             t = tree(extraction, scoring, sub)
             records.update({r.id: r for r in t.values()})

@@ -12,12 +12,12 @@ from seechange_mpi.instruments.camera import load_camera
 from seechange_mpi.model.errors import AlgorithmError, BadInput, ConfigError
 from seechange_mpi.model.flags import PixelFlag
 from seechange_mpi.model.products import Detections, Reference, SectionProducts, SubImage
-from seechange_mpi.model.tables import DETECTIONS, empty_table
+from seechange_mpi.model.tables import DETECTIONS, MEASUREMENTS, empty_table
 from seechange_mpi.pipeline.astrocal import AstroCalibrator
 from seechange_mpi.pipeline.backgrounding import Backgrounder
 from seechange_mpi.pipeline.cutting import Cutter
 from seechange_mpi.pipeline.extraction import Detector
-from seechange_mpi.pipeline.measuring import Measurer
+from seechange_mpi.pipeline.measuring import CUTS, BadThresholds, DeletionThresholds, Measurer
 from seechange_mpi.pipeline.photocal import PhotCalibrator
 from seechange_mpi.pipeline.scoring import Scorer
 from seechange_mpi.pipeline.subtraction import Subtractor
@@ -215,7 +215,7 @@ def test_cutouts_are_centred_and_masked_where_flagged(pair, measured):
         Cutter(cutout_size=40)
 
 
-def artefact(pair, paint):
+def artefact(pair, paint, **measuring):
     """Measure one detection of a difference image that `paint` changes."""
     sub = copy.copy(pair.sub)
     sub.data, sub.score, sub.flags = sub.data.copy(), sub.score.copy(), sub.flags.copy()
@@ -229,7 +229,7 @@ def artefact(pair, paint):
     table["score"] = sub.score[y, x]
     table["flux_psf_err"] = pair.sub.flux_err[y, x]
     cutouts = Cutter().run(pair.new, sub, Detections(table))
-    m = Measurer().run(pair.new, sub, Detections(table), cutouts, pair.reference)
+    m = Measurer(**measuring).run(pair.new, sub, Detections(table), cutouts, pair.reference)
     return m.table[0], float(Scorer().run(m, cutouts, sub).table["score"][0])
 
 
@@ -240,14 +240,15 @@ def stamp_at(sub, x, y, flux, dx=0):
     sub.score[view] += flux * sub.psf / sub.psf.max() / 60.0
 
 
+def dipole(sub, x, y):
+    stamp_at(sub, x, y, 3000.0)
+    stamp_at(sub, x, y, -3000.0, dx=4)
+
+
 def test_artefacts_are_recognised(pair):
     good, high = artefact(pair, lambda s, x, y: stamp_at(s, x, y, 3000.0))
     assert not good["is_bad"]
     assert good["flux_psf"] == pytest.approx(3000, rel=0.1)
-
-    def dipole(s, x, y):
-        stamp_at(s, x, y, 3000.0)
-        stamp_at(s, x, y, -3000.0, dx=4)
 
     def spike(s, x, y):
         s.data[y, x] += 1500.0
@@ -261,7 +262,28 @@ def test_artefacts_are_recognised(pair):
         row, score = artefact(pair, paint)
         assert row["is_bad"], paint.__name__
         assert reason in row["bad_reasons"]
+        assert row["deletion_reasons"] == b"", "nothing is deleted unless it is asked for"
         assert score < 0.7 * high
+
+
+def test_deletion_thresholds_name_the_cut_and_go_beyond_bad_ones_or_stay_below(pair):
+    plain, _ = artefact(pair, dipole)
+    row, _ = artefact(pair, dipole, deletion_thresholds={"negfrac": 0.3})
+    assert row["deletion_reasons"] == b"negfrac"
+    assert row["bad_reasons"] == plain["bad_reasons"]
+    row, _ = artefact(pair, dipole, deletion_thresholds={"negfrac": plain["negfrac"] + 0.01, "nbadpix": 5})
+    assert (row["is_bad"], row["deletion_reasons"]) == (True, b"")
+    # a deletion threshold that a good measurement fails makes it bad as well, with the same name
+    row, _ = artefact(pair, lambda s, x, y: stamp_at(s, x, y, 3000.0), deletion_thresholds={"elongation": 1.00001})
+    assert (row["is_bad"], row["bad_reasons"], row["deletion_reasons"]) == (True, b"elongation", b"elongation")
+    with pytest.raises(ConfigError, match="deletion_thresholds"):
+        Measurer(deletion_thresholds={"negfrac": -1})
+
+
+def test_every_threshold_has_a_cut():
+    assert set(CUTS.values()) == set(BadThresholds.model_fields) == set(DeletionThresholds.model_fields)
+    longest = ",".join(CUTS)
+    assert len(longest) <= empty_table(MEASUREMENTS, 1)["bad_reasons"].dtype.itemsize, "all names fit into the column"
 
 
 def test_nothing_detected_is_fine(pair):
