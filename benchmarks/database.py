@@ -30,7 +30,7 @@ from seechange_mpi.db.commit import commit_bundle
 from seechange_mpi.db.engine import Connection, connect
 from seechange_mpi.db.linking import ORDER, healpix
 from seechange_mpi.db.migrate import upgrade
-from seechange_mpi.db.names import object_names
+from seechange_mpi.db.names import place_names
 from seechange_mpi.db.provenance import store_provenances
 from seechange_mpi.db.rows import TABLES_IN_ORDER, exposure_row, section_parts
 from seechange_mpi.db.server import EmbeddedServer
@@ -77,7 +77,7 @@ def add_objects(conn: Connection, n: int, seed: int, *, in_area: int = 100_000) 
                              rng.uniform(FIELD[1] - 2.28, FIELD[1] + 2.28, m)])
     everywhere = np.column_stack([rng.uniform(0, 360, n - m), np.degrees(np.arcsin(rng.uniform(-1, 1, n - m)))])
     at = np.concatenate([field, everywhere])
-    names = np.array([b"%s-%d" % (name, k) for k, name in enumerate(object_names(at[:, 0], at[:, 1]).tolist())], "S")
+    names = np.array([b"SCM %s-%d" % (name, k) for k, name in enumerate(place_names(at[:, 0], at[:, 1]).tolist())], "S")
     with conn.transaction():
         for first in range(0, n, 1_000_000):
             some = slice(first, first + 1_000_000)

@@ -28,6 +28,8 @@ def list_(
     least: Annotated[int, typer.Option("--min-measurements", min=0, help="Least number of good measurements.")] = 1,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most lines.")] = 50,
     bad: Annotated[bool, typer.Option("--bad", help="Also objects marked as bad.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Those of tests (run.is_testing) in place of the real ones.")
+                    ] = False,
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
@@ -41,7 +43,7 @@ def list_(
 
     place = _place(near, radius)
     with session(load_config(config, set_)) as conn:
-        found = list_objects(conn, near=place, min_measurements=least, with_bad=bad, limit=limit)
+        found = list_objects(conn, near=place, min_measurements=least, with_bad=bad, limit=limit, of_test=test)
     if not found:
         typer.echo("no object there" if near else "there are no objects with so many measurements")
         return
@@ -76,7 +78,8 @@ def show(name: Name, config: ConfigOption = None, set_: SetOption = None) -> Non
         found = find_objects(conn, [name])[0]
         mean: Any = newest_position(conn, found.id)
         table = light_curve(conn, found.id)
-    typer.echo(f"{found.name}  {found.id}{'  marked as bad' if found.is_bad else ''}")
+    typer.echo(f"{found.name}  {found.id}{'  marked as bad' if found.is_bad else ''}"
+               f"{'  of a test' if found.is_test else ''}")
     typer.echo(f"  founded at   {found.ra:.7f} {found.dec:+.7f}")
     if mean is None:
         typer.echo("  no mean position: seechange-mpi object position makes it")

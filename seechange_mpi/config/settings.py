@@ -6,7 +6,7 @@ live with the steps; here they stay plain mappings.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from seechange_mpi.config.archive import ArchiveSettings
 from seechange_mpi.config.calibration import CalibrationSettings, CalibratorSettings
@@ -90,6 +90,16 @@ class ObjectSettings(Parameters):
     section = "objects"
     association_radius_arcsec: float | None = par(None, "largest distance of a measurement to its object; "
                                                         "null = the camera's", unit="arcsec", critical=False)
+    matching: Literal["nearest", "likelihood"] = par(
+        "nearest", "which object a measurement takes within the radius: the nearest, or the likeliest by separation "
+                   "and errors of both (de Ruiter et al. 1977)", critical=False)
+    error_floor_mas: float = par(30.0, "error of the astrometry that adds to those of measurement and object, for "
+                                       "matching=likelihood", unit="mas", critical=False, gt=0)
+    naming: Literal["position", "counter"] = par(
+        "position", "names of new objects: position (SCM J100000.000+021200.00) or counter (SCM25a, SCM25b … SCM25ba: "
+                    "year of the exposure that found it first, then a number in letters)", critical=False)
+    name_prefix: str = par("SCM", "what names of new objects begin with: letters and digits", critical=False,
+                           pattern="^[A-Za-z][A-Za-z0-9]*$")
     max_new_per_exposure: int = par(100_000, "refuse to commit an exposure that would make more new objects",
                                     critical=False, ge=1)
 
@@ -132,6 +142,8 @@ class RunSettings(Parameters):
     poll_s: float = par(10.0, "mean time between questions to an empty queue", unit="s", critical=False, gt=0)
     provenance_tag: str | None = par(None, "tag given to the provenances of this run; a tag has one provenance of "
                                            "each process, other parameters need another; null = none", critical=False)
+    is_testing: bool = par(False, "these results are a test: they get provenances and objects of their own, apart from "
+                                  "the real ones, and never become references", critical=False)
     patience_s: float = par(180.0, "how long a database or conductor may be away before work that needs it is put off",
                             unit="s", critical=False, ge=0)
 

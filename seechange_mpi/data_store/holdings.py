@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seechange_mpi.io.bundle import opened_bundle
+from seechange_mpi.io.bundle import opened_bundle, provenances_of
 from seechange_mpi.io.h5util import get_text
 from seechange_mpi.io.retrieval import ensure
 from seechange_mpi.io.section_h5 import stored_parts
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.ids import stable_id
+from seechange_mpi.model.provenance import ids_of_tests
 
 Opener = Callable[[Path], Path]
 """Given the path of a bundle or shard as it was written, returns the path of a file that can be read now."""
@@ -41,6 +42,7 @@ class Holding:
     created : when the bundle was written (ISO 8601).
     image_hash, sub_hash : digests of what it holds.
     shard : path of the file with the pixels; None: they lie in the bundle itself.
+    is_testing : whether it was made in a test (``run.is_testing``).
     """
 
     path: Path
@@ -53,6 +55,7 @@ class Holding:
     image_hash: str = ""
     sub_hash: str = ""
     shard: Path | None = None
+    is_testing: bool = False
 
     def has(self, name: str, process: str, wanted: str | None) -> bool:
         """Whether a product is there, of a provenance (None: any)."""
@@ -79,13 +82,16 @@ def holdings_of(path: Path) -> list[Holding]:
     """
     out = []
     with opened_bundle(path) as f:
+        testing = ids_of_tests(provenances_of(f))
         for section, g in f["sections"].items():
             a = g.attrs
+            ids = json.loads(get_text(g, "provenance_ids", "{}"))
             shard = path.parent / get_text(g, "shard") if "shard" in a else None
             out.append(Holding(
-                path, str(f.attrs["exposure"]), section, json.loads(get_text(g, "provenance_ids", "{}")),
+                path, str(f.attrs["exposure"]), section, ids,
                 stored_parts(g), json.loads(get_text(g, "inputs", "{}")), str(f.attrs["created"]),
-                get_text(g, "image_hash"), get_text(g, "sub_hash"), shard))
+                get_text(g, "image_hash"), get_text(g, "sub_hash"), shard,
+                not testing.isdisjoint(ids.values())))
     return out
 
 

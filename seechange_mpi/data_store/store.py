@@ -52,6 +52,7 @@ class DataStore(ReferenceProducts):
     ``get_…(provenance=None)`` returns the product of the given provenance (its id, the first six letters or more of
     it, a `ProvenanceRecord`, or a mapping), else of the one in `prov_tree`, else the newest; None where there is none.
     Products are read when they are first asked for.
+    What was made in a test comes after everything real.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ class DataStore(ReferenceProducts):
     Attributes
     ----------
     prov_tree : process -> provenance (id or record), see `load_prov_tree`.
-    holdings : what the bundles hold of the section, the newest first.
+    holdings : what the bundles hold of the section, the newest first, those of tests last.
 
     Raises
     ------
@@ -187,7 +188,7 @@ class DataStore(ReferenceProducts):
             return sum(stored.hashes.get((h.section_id, part, h.provenance_ids.get(process, ""))) == hashed
                        for part, process, hashed in keys)
 
-        found.sort(key=lambda h: (committed(h) > 0, h.created), reverse=True)
+        found.sort(key=lambda h: (not h.is_testing, committed(h) > 0, h.created), reverse=True)
         return found, f"exposure {stored.identifier}"
 
     def _wanted(self, process: str, provenance: ProvenanceLike | None) -> str | None:

@@ -9,7 +9,7 @@ from uuid import UUID
 from seechange_mpi.io.bundle import BundleInfo
 from seechange_mpi.model.errors import BadInput
 from seechange_mpi.model.products import StoredSection
-from seechange_mpi.model.provenance import ProvenanceRecord, provenance_id
+from seechange_mpi.model.provenance import ProvenanceRecord, ids_of_tests, provenance_id
 
 _IMAGE = ("preprocessing", "extraction")
 _SUB = ("subtraction", "detection", "cutting", "measuring", "scoring")
@@ -40,6 +40,7 @@ def check_bundle(info: BundleInfo, sections: Iterable[StoredSection]) -> None:
     """
     check_provenances(info.path, info.provenances)
     known = {r.id for r in info.provenances}
+    sections = list(sections)
     if "acquire_exposure" not in {r.process for r in info.provenances}:
         raise BadInput(info.path, "provenances", "one of acquire_exposure", "none")
     for s in sections:
@@ -51,6 +52,9 @@ def check_bundle(info: BundleInfo, sections: Iterable[StoredSection]) -> None:
                            ", ".join(s.provenance_ids.get(x, "none") for x in lacking))
         if p.scores and not _is_uuid(s.inputs.get("reference", "")):
             raise BadInput(info.path, where, "the id of its reference image", s.inputs.get("reference", "none"))
+    of_tests = ids_of_tests(info.provenances)
+    if len({s.provenance_ids["measuring"] in of_tests for s in sections if s.products.scores}) > 1:
+        raise BadInput(info.path, "sections", "those of a test or real ones", "both")
 
 
 def _is_uuid(text: str) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -19,13 +20,15 @@ from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.checks import check_bundle
 from seechange_mpi.db.engine import notice_lost_client
 from seechange_mpi.db.exposures import exposure_row, store_exposure
-from seechange_mpi.db.linking import Patch, found, lock_sky, match, nearby_objects
+from seechange_mpi.db.linking import Linkage, Patch, found, lock_sky, match, nearby_objects
+from seechange_mpi.db.names import prepare_counter, year_of
 from seechange_mpi.db.provenance import has_provenances, store_provenances
 from seechange_mpi.db.replace import compare_parts, delete_subs, objects_of, objects_taken, write_products
 from seechange_mpi.db.rows import PartRows, report_row, section_parts
 from seechange_mpi.io.bundle import BundleInfo, read_bundle, read_tables
 from seechange_mpi.model.errors import SeeChangeError, TransientError
 from seechange_mpi.model.ids import stable_id
+from seechange_mpi.model.provenance import ids_of_tests
 
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
@@ -69,6 +72,7 @@ def commit_bundle(
     replace: bool = False,
     tag: str | None = None,
     max_new_objects: int = 100_000,
+    how: Linkage = Linkage(),
 ) -> CommitResult:
     """Commit a bundle.
 
@@ -79,6 +83,7 @@ def commit_bundle(
     replace : delete what differs and insert this instead.
     tag : provenance tag.
     max_new_objects : refuse (before writing anything visible) to create more.
+    how : how objects are matched and named.
 
     Raises
     ------
@@ -96,12 +101,17 @@ def commit_bundle(
     check_bundle(info, sections)
     parts = [p for s in sections for p in section_parts(info, s)]
     result = CommitResult(seconds={"read": time.perf_counter() - started})
+    measuring = [p.id for p in info.provenances if p.process == "measuring"]
+    is_test = not ids_of_tests(info.provenances).isdisjoint(measuring)
+    how = replaced(how, is_test=is_test, year=year_of(info.exposure.mjd))
 
     def transaction() -> CommitResult:
         conn.commit()  # what the caller has read or written so far: this is a transaction of its own
         clock = time.perf_counter()
         exposure_id = stable_id("exposure", info.exposure.identifier)
         result.count("provenances", _store_provenances(conn, info, token, tag))
+        if how.counts:
+            prepare_counter(conn, how.year)
         with conn.transaction():
             conn.execute("SET LOCAL jit = off")  # compiling takes longer than any of these queries
             notice_lost_client(conn)
@@ -112,15 +122,15 @@ def commit_bundle(
             if differing and not replace:
                 _refuse(info.exposure.identifier, differing)
             result.unchanged = not new
-            patch = _lock_and_delete(conn, exposure_id, new, old_subs, radius_arcsec)
+            patch, former = _lock_and_delete(conn, exposure_id, new, old_subs, radius_arcsec)
             lacking = _without_measurements(conn, new)
             for table, n in write_products(conn, new, differing).items():
                 result.count(table, n)
             result.seconds["products"] = time.perf_counter() - clock
             clock = time.perf_counter()
-            measuring = [p.id for p in info.provenances if p.process == "measuring"]
             taken = objects_taken(conn, exposure_id, measuring)
-            _link_and_store(conn, new, lacking, (radius_arcsec, patch, taken), max_new_objects, result)
+            _link_and_store(conn, new, lacking, (radius_arcsec, patch, taken), replaced(how, former=former),
+                            max_new_objects, result)
             result.seconds["linking"] = time.perf_counter() - clock
             clock = time.perf_counter()
             meet_marks(conn, exposure_id, new, lacking)
@@ -204,17 +214,16 @@ def _product_set(identifier: str, part: PartRows) -> dict[str, Any]:
 
 def _lock_and_delete(
     conn: Connection, exposure_id: UUID, new: list[PartRows], old_subs: list[UUID], radius_arcsec: float
-) -> Patch:
-    """Take all sky locks at once (of what comes and of what goes), then delete what goes; return the sky locked."""
+) -> tuple[Patch, dict[UUID, str]]:
+    """Take all sky locks at once (of what comes and of what goes), then delete what goes; return the sky locked, and
+    the names of objects that are gone."""
     blocks = [p.measurements for p in new if p.measurements is not None]
     lost, ra, dec = objects_of(conn, old_subs)
     ra = np.concatenate([ra, *(b.array("ra") for b in blocks)])
     dec = np.concatenate([dec, *(b.array("dec") for b in blocks)])
     patch = Patch.around(ra, dec, radius_arcsec)
     lock_sky(conn, patch)
-    if old_subs:
-        delete_subs(conn, exposure_id, old_subs, lost)
-    return patch
+    return patch, delete_subs(conn, exposure_id, old_subs, lost) if old_subs else {}
 
 
 def _without_measurements(conn: Connection, parts: list[PartRows]) -> list[PartRows]:
@@ -226,7 +235,7 @@ def _without_measurements(conn: Connection, parts: list[PartRows]) -> list[PartR
 
 def _link_and_store(
     conn: Connection, parts: list[PartRows], lacking: list[PartRows], within: tuple[float, Patch, frozenset[UUID]],
-    max_new: int, result: CommitResult,
+    how: Linkage, max_new: int, result: CommitResult,
 ) -> None:
     """Link the measurements of all sections together; insert scores, objects and measurements.
 
@@ -239,12 +248,13 @@ def _link_and_store(
         return
     rows = concatenate([b for _, b in blocks])
     ra, dec, good = rows.array("ra"), rows.array("dec"), ~rows.array("is_bad")
-    known = nearby_objects(conn, patch)
+    errors = np.stack([rows.array(n).astype(float) for n in ("ra_err", "dec_err")], axis=1)
+    known = nearby_objects(conn, patch, is_test=how.is_test, errors=how.matching == "likelihood")
     with ThreadPoolExecutor(1, "scores") as beside:
         stored = beside.submit(_store_scores, conn, parts, result)
-        matches = match(known, ra, dec, good, radius_arcsec, taken)
+        matches = match(known, ra, dec, good, radius_arcsec, errors=errors, how=how, taken=taken)
         stored.result()
-    links = found(conn, matches, known, rows.array("_id"), ra, dec, good)
+    links = found(conn, matches, known, rows.array("_id"), ra, dec, good, errors=errors, how=how)
     n_new = int(np.count_nonzero(links.is_new))
     if n_new > max_new:
         raise RefusedCommit(

@@ -13,9 +13,9 @@ import psycopg
 
 from seechange_mpi.config.history import ForcedPhotometrySettings
 from seechange_mpi.db.bulk import insert_rows
-from seechange_mpi.db.linking import unit_vectors
-from seechange_mpi.db.objects import region_ranges
-from seechange_mpi.db.provenance import store_provenances
+from seechange_mpi.db.matching import unit_vectors
+from seechange_mpi.db.objects import of_tests, region_ranges
+from seechange_mpi.db.provenance import IS_TESTING, store_provenances
 from seechange_mpi.model.errors import ConfigError, TransientError
 from seechange_mpi.model.ids import stable_id
 from seechange_mpi.model.products import F64, Table
@@ -60,13 +60,14 @@ class SubFootprint:
 
 
 def sub_footprints(conn: Connection, *, exposures: Sequence[str] | None = None,
-                   near: tuple[float, float] | None = None) -> list[SubFootprint]:
+                   near: tuple[float, float] | None = None, of_test: bool = False) -> list[SubFootprint]:
     """Return difference images in the order of time, of each section the version committed last.
 
     Parameters
     ----------
     exposures : only these. None: all.
     near : (ra, dec) [deg]: only those that may hold this position.
+    of_test : those of tests in place of the real ones.
     """
     corners = ", ".join(f"i.ra_corner_{n}, i.dec_corner_{n}" for n in ("00", "01", "11", "10"))
     distance = ("acosd(least(1, greatest(-1, sind(i.dec) * sind({1}) + cosd(i.dec) * cosd({1}) * cosd(i.ra - {0}))))")
@@ -75,13 +76,13 @@ def sub_footprints(conn: Connection, *, exposures: Sequence[str] | None = None,
         f"e.origin_identifier, i.provenance_id, i.mjd, i.filter, i.lim_mag_estimate, r.lim_mag_estimate, {corners} "
         "FROM images i JOIN exposures e ON i.exposure_id = e._id "
         "LEFT JOIN image_subtraction_components k ON k.image_id = i._id LEFT JOIN images r ON k.ref_image_id = r._id "
-        "WHERE i.is_sub "
+        f"WHERE i.is_sub AND {IS_TESTING.format('i.provenance_id')} = %(test)s "
         "AND (%(names)s::text[] IS NULL OR e.origin_identifier = ANY(%(names)s)) AND (%(ra)s::float8 IS NULL OR "
         f"{distance.format('%(ra)s', '%(dec)s')} <= 0.01 + 1.2 * "
         f"{distance.format('i.ra_corner_00', 'i.dec_corner_00')}) "
         "ORDER BY i.exposure_id, i.section_id, i.created_at DESC) newest ORDER BY mjd, origin_identifier, section_id",
         {"names": list(exposures) if exposures is not None else None, "ra": None if near is None else near[0],
-         "dec": None if near is None else near[1]}).fetchall()
+         "dec": None if near is None else near[1], "test": of_test}).fetchall()
     return [SubFootprint(r[0], r[1], r[2], r[3], r[4], float(r[5]), r[6], _joint_limit(r[7], r[8]),
                          np.array(r[9:17], float).reshape(4, 2)) for r in rows]
 
@@ -94,10 +95,11 @@ def _joint_limit(new: float | None, ref: float | None) -> float:
     return float(-2.5 * np.log10(flux))
 
 
-def forced_provenances(conn: Connection, settings: ForcedPhotometrySettings, subs: Sequence[SubFootprint]
-                       ) -> dict[str, str]:
+def forced_provenances(conn: Connection, settings: ForcedPhotometrySettings, subs: Sequence[SubFootprint], *,
+                       of_test: bool = False) -> dict[str, str]:
     """Provenance of a subtraction -> that of forced photometry in its images; stored if new."""
-    records = {p: make_record("forcedphot", settings.critical(), [p]) for p in {s.provenance_id for s in subs}}
+    parameters = settings.critical() | ({"is_testing": True} if of_test else {})
+    records = {p: make_record("forcedphot", parameters, [p]) for p in {s.provenance_id for s in subs}}
     store_provenances(conn, records.values())
     return {p: r.id for p, r in records.items()}
 
@@ -111,18 +113,19 @@ def plan(conn: Connection, settings: ForcedPhotometrySettings, *, object_ids: Se
 
     Parameters
     ----------
-    object_ids : only these objects; None: all but test objects.
+    object_ids : only these objects; None: all but those of tests.
     exposures : only these exposures; None: all.
 
     Raises
     ------
     ConfigError
-        An exposure has no difference image in the database.
+        An exposure has no difference image in the database, or objects of tests and real ones are given together.
     """
     conn.commit()
     with conn.transaction():
-        subs = sub_footprints(conn, exposures=exposures)
-        provenances = forced_provenances(conn, settings, subs)
+        of_test = of_tests(conn, object_ids)
+        subs = sub_footprints(conn, exposures=exposures, of_test=of_test)
+        provenances = forced_provenances(conn, settings, subs, of_test=of_test)
         given = None if object_ids is None else _objects(conn, object_ids)
     lacking = sorted(set(exposures or ()) - {s.exposure for s in subs})
     if lacking:

@@ -62,10 +62,10 @@ def light_curve(conn: Connection, object_id: UUID) -> Table:
         There is no such object.
     """
     with conn.transaction():
-        place: Any = conn.execute("SELECT ra, dec FROM objects WHERE _id = %s", (object_id,)).fetchone()
+        place: Any = conn.execute("SELECT ra, dec, is_test FROM objects WHERE _id = %s", (object_id,)).fetchone()
         if place is None:
             raise ConfigError(f"there is no object {object_id}; seechange-mpi object list shows what there is")
-        subs = sub_footprints(conn, near=place)
+        subs = sub_footprints(conn, near=place[:2], of_test=place[2])
         table = np.concatenate([_measured(conn, object_id), _forced(conn, object_id, subs)])
     known = set(table["image_id"])
     limits = [s for s in subs if str(s.id) not in known and inside(s.corners, [place[0]], [place[1]], 0.0)[0]]

@@ -2,29 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 from psycopg import sql
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from seechange_mpi.db.blocks import Block, id_array, id_texts, ids_of, read_columns, uuids, write_block
-from seechange_mpi.db.names import free_names, place_keys
+from seechange_mpi.db.matching import F64, assign, unit_vectors, with_floor
+from seechange_mpi.db.names import PREFIX, counter_names, free_names, place_keys, place_names
 
 if TYPE_CHECKING:
+    from seechange_mpi.config.settings import ObjectSettings
     from seechange_mpi.db.engine import Connection
 
-F64 = npt.NDArray[np.float64]
 ORDER = 16
 """HEALPix order (nested) of the sky index of tables: pixels of 3.2 arcsec."""
 _LOCK_ORDER = 7
 _LOCK_SPACE = 0x5EE
+
+
+@dataclass(frozen=True, slots=True)
+class Linkage:
+    """How objects are found and founded.
+
+    Attributes
+    ----------
+    matching : ``nearest``, or ``likelihood``, by separations and combined errors (`deviances`).
+    error_floor_mas : of the astrometry, adds to those errors.
+    naming : ``position``, or ``counter``: numbered within `year`. Objects of tests are named by position always.
+    prefix : what names begin with.
+    year : of the exposure; needed for ``counter``, with `names.prepare_counter` called before.
+    is_test : the measurements are those of a test, which has objects of its own.
+    former : names of objects that have just been deleted, which they get again if they are founded again.
+    """
+
+    matching: str = "nearest"
+    error_floor_mas: float = 30.0
+    naming: str = "position"
+    prefix: str = PREFIX
+    year: int = 0
+    is_test: bool = False
+    former: Mapping[UUID, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: ObjectSettings) -> Linkage:
+        """Take the settings of a configuration."""
+        return cls(settings.matching, settings.error_floor_mas, settings.naming, settings.name_prefix)
+
+    @property
+    def counts(self) -> bool:
+        """Whether names are counted."""
+        return self.naming == "counter" and not self.is_test
 
 
 @dataclass(slots=True)
@@ -55,49 +87,6 @@ def healpix(ra: npt.ArrayLike, dec: npt.ArrayLike) -> npt.NDArray[np.int64]:
         ),
         dtype=np.int64,
     )
-
-
-def unit_vectors(ra: npt.ArrayLike, dec: npt.ArrayLike) -> F64:
-    """Unit vectors (n, 3) of positions [deg]."""
-    a, d = np.deg2rad(np.asarray(ra, float)), np.deg2rad(np.asarray(dec, float))
-    return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=-1).reshape(-1, 3)
-
-
-def assign(first: F64, second: F64, radius_arcsec: float) -> npt.NDArray[np.int64]:
-    """Match unit vectors one-to-one within a radius, as many pairs as possible at the least summed squared distance.
-
-    Returns
-    -------
-    (n,) index into `second` of each of `first`, -1 = none.
-    """
-    out = np.full(len(first), -1, dtype=np.int64)
-    if len(first) == 0 or len(second) == 0:
-        return out
-    chord = 2 * np.sin(np.deg2rad(radius_arcsec / 3600) / 2)
-    pairs = cKDTree(first).sparse_distance_matrix(cKDTree(second), chord, output_type="coo_matrix")
-    if pairs.nnz == 0:
-        return out
-    i, j, d2 = pairs.row, pairs.col, pairs.data**2
-    n, m = len(first), len(second)
-    alone = (np.bincount(i, minlength=n)[i] == 1) & (np.bincount(j, minlength=m)[j] == 1)
-    out[i[alone]] = j[alone]
-    i, j, d2 = i[~alone], j[~alone], d2[~alone]
-    if len(i) == 0:
-        return out
-    graph = coo_matrix((np.ones(len(i)), (i, j + n)), shape=(n + m, n + m))
-    _, label = connected_components(graph, directed=False)
-    order = np.argsort(label[i], kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(label[i][order]) > 0])
-    for part in np.split(order, starts[1:]):
-        rows, r = np.unique(i[part], return_inverse=True)
-        cols, c = np.unique(j[part], return_inverse=True)
-        # a pair out of reach costs more than all pairs within reach together
-        cost = np.full((len(rows), len(cols)), 10.0 * chord**2 * (len(part) + 1))
-        cost[r, c] = d2[part]
-        a, b = linear_sum_assignment(cost)
-        near = cost[a, b] <= chord**2
-        out[rows[a[near]]] = cols[b[near]]
-    return out
 
 
 def cells_near(vectors: F64, radius_arcsec: float, order: int) -> npt.NDArray[np.int64]:
@@ -162,13 +151,23 @@ def lock_sky(conn: Connection, patch: Patch) -> int:
     return len(cells)
 
 
+_ERRORS = {n: (f"COALESCE(o.{n}, 0)::float8", "f8") for n in ("ra_err", "dec_err")}
+
+
 @dataclass(frozen=True, slots=True)
 class Nearby:
-    """Objects near some positions, in the order of their ids: ids (V16), unit vectors (n, 3), `place_keys`."""
+    """Objects near some positions, in the order of their ids.
+
+    Attributes
+    ----------
+    ids, vectors, keys : V16, (n, 3) unit vectors, `place_keys`.
+    errors : (n, 2), of ra (on the sky) and dec [deg], if they were asked for.
+    """
 
     ids: npt.NDArray[np.void]
     vectors: F64
     keys: npt.NDArray[np.int64]
+    errors: F64 | None = None
 
     def names(self, conn: Connection, which: npt.NDArray[np.bool_]) -> set[bytes]:
         """Return the names of some of them."""
@@ -176,8 +175,8 @@ class Nearby:
         return {str(r[0]).encode() for r in rows}
 
 
-def nearby_objects(conn: Connection, patch: Patch) -> Nearby:
-    """Return the objects of a patch, test objects left out.
+def nearby_objects(conn: Connection, patch: Patch, *, is_test: bool = False, errors: bool = False) -> Nearby:
+    """Return the objects of a patch: the real ones, or else those of tests.
 
     One index scan for each range of the sky index: the cost follows the positions, not the size of the table.
     """
@@ -191,12 +190,14 @@ def nearby_objects(conn: Connection, patch: Patch) -> Nearby:
     conn.execute("SET LOCAL enable_seqscan = off")
     conn.execute("SET LOCAL enable_bitmapscan = off")
     rows = read_columns(conn, sql.SQL("FROM sky_ranges r JOIN objects o ON o.healpix BETWEEN r.low AND r.high "
-                                      "WHERE NOT o.is_test"),
-                        {"_id": ("o._id", "V16"), "ra": ("o.ra", "f8"), "dec": ("o.dec", "f8")})
+                                      "WHERE o.is_test = {}").format(sql.Literal(is_test)),
+                        {"_id": ("o._id", "V16"), "ra": ("o.ra", "f8"), "dec": ("o.dec", "f8")}
+                        | (_ERRORS if errors else {}))
     conn.execute("SET LOCAL enable_seqscan = DEFAULT")
     conn.execute("SET LOCAL enable_bitmapscan = DEFAULT")
     rows = rows[np.argsort(rows["_id"].view("S16"), kind="stable")]
-    return Nearby(rows["_id"], unit_vectors(rows["ra"], rows["dec"]), place_keys(rows["ra"], rows["dec"]))
+    return Nearby(rows["_id"], unit_vectors(rows["ra"], rows["dec"]), place_keys(rows["ra"], rows["dec"]),
+                  np.stack([rows["ra_err"], rows["dec_err"]], axis=1) if errors else None)
 
 
 @dataclass(slots=True)
@@ -213,31 +214,36 @@ class Matches:
     without: npt.NDArray[np.bool_]
 
 
-def match(known: Nearby, ra: F64, dec: F64, good: npt.NDArray[np.bool_], radius_arcsec: float,
-          taken: frozenset[UUID] = frozenset()) -> Matches:
+def match(known: Nearby, ra: F64, dec: F64, good: npt.NDArray[np.bool_], radius_arcsec: float, *,
+          errors: F64 | None = None, how: Linkage = Linkage(), taken: frozenset[UUID] = frozenset()) -> Matches:
     """Give the measurements of an exposure the objects that there are; the database is not asked.
 
-    Good measurements take the nearest object, one-to-one; bad ones may take an object that is left over.
+    Good measurements take the nearest object (or the likeliest, see `Linkage`), one-to-one; bad ones may take an
+    object that is left over.
 
     Parameters
     ----------
+    errors : (n, 2), of ra (on the sky) and dec [deg]; None: not known.
     taken : objects that other measurements of the same exposure have already.
     """
     out = Matches(np.zeros(len(ra), "V16"), np.ones(len(ra), bool))
     positions = unit_vectors(ra, dec)
+    errors = np.full((len(ra), 2), np.nan) if errors is None else errors
     free = ~np.isin(known.ids.view("S16"), id_array(list(taken)).view("S16"))
     for chosen in (np.flatnonzero(good), np.flatnonzero(~good)):
         left = np.flatnonzero(free)
-        found = assign(positions[chosen], known.vectors[left], radius_arcsec)
-        hit = found >= 0
-        out.object_ids[chosen[hit]] = known.ids[left[found[hit]]]
+        nearest = assign(positions[chosen], known.vectors[left], radius_arcsec, None if known.errors is None else (
+            with_floor(errors[chosen], how.error_floor_mas, radius_arcsec),
+            with_floor(known.errors[left], 0.0, radius_arcsec)))
+        hit = nearest >= 0
+        out.object_ids[chosen[hit]] = known.ids[left[nearest[hit]]]
         out.without[chosen[hit]] = False
-        free[left[found[hit]]] = False
+        free[left[nearest[hit]]] = False
     return out
 
 
 def found(conn: Connection, matches: Matches, known: Nearby, ids: npt.NDArray[np.void], ra: F64, dec: F64,
-          good: npt.NDArray[np.bool_]) -> Links:
+          good: npt.NDArray[np.bool_], *, errors: F64 | None = None, how: Linkage = Linkage()) -> Links:
     """Let good measurements without an object found one; the ids derive from the measurements' ids and positions.
 
     The caller holds the locks of `lock_sky` and inserts the rows.
@@ -245,17 +251,40 @@ def found(conn: Connection, matches: Matches, known: Nearby, ids: npt.NDArray[np
     Parameters
     ----------
     ids : (n,) V16, of the measurements.
+    errors : (n, 2), of ra (on the sky) and dec [deg]; None: not known.
     """
     object_ids, without = matches.object_ids.copy(), matches.without.copy()
     is_new = good & without
     new = np.flatnonzero(is_new)
-    names = free_names(conn, ra[new], dec[new], known)
-    # with the name (the place), so that a replaced measurement elsewhere cannot meet its predecessor's object
-    object_ids[new] = ids_of("object", numbers=[f"{i}|{n.decode()}" for i, n in zip(id_texts(ids[new]), names.tolist(),
-                                                                                     strict=True)])
+    places = place_names(ra[new], dec[new])
+    # with the place, so that a replaced measurement elsewhere cannot meet its predecessor's object
+    founded = zip(id_texts(ids[new]), places.tolist(), strict=True)
+    object_ids[new] = ids_of("object", numbers=[f"{i}|{PREFIX} {p.decode()}" for i, p in founded])
     without[new] = False
     # a measurement that comes back after its rows were deleted may have founded an object that others keep alive
     rows = np.flatnonzero(~np.isin(object_ids[new].view("S16"), known.ids.view("S16")))
     at = new[rows]
+    errors = np.full((len(ra), 2), np.nan) if errors is None else errors
     return Links(object_ids, without, is_new, Block(len(at), {
-        "_id": object_ids[at], "name": names[rows], "ra": ra[at], "dec": dec[at], "healpix": healpix(ra[at], dec[at])}))
+        "_id": object_ids[at], "name": _names(conn, object_ids[at], places[rows], place_keys(ra[at], dec[at]), known,
+                                              how),
+        "ra": ra[at], "dec": dec[at], "healpix": healpix(ra[at], dec[at]), "is_test": how.is_test,
+        "ra_err": errors[at, 0], "dec_err": errors[at, 1]},
+        {n: ~np.isfinite(errors[at, k]) for k, n in enumerate(("ra_err", "dec_err"))}))
+
+
+def _names(conn: Connection, ids: npt.NDArray[np.void], places: npt.NDArray[np.bytes_], keys: npt.NDArray[np.int64],
+           known: Nearby, how: Linkage) -> npt.NDArray[np.bytes_]:
+    """Names of new objects: those they had, else new ones in the order given."""
+    if not len(ids):
+        return np.zeros(0, "S1")
+    former = [how.former.get(i, "").encode() for i in uuids(ids)] if how.former else [b""] * len(ids)
+    lacking = np.array([k for k, name in enumerate(former) if not name], np.intp)
+    if how.counts:
+        fresh = [n.encode() for n in counter_names(conn, how.prefix, how.year, len(lacking))]
+    else:
+        prefix = f"TEST {how.prefix} " if how.is_test else f"{how.prefix} "
+        fresh = free_names(conn, np.char.add(prefix.encode(), places[lacking]), keys[lacking], known, former)
+    for k, name in zip(lacking.tolist(), fresh, strict=True):
+        former[k] = name
+    return np.array(former, "S")

@@ -40,7 +40,7 @@ def current(conn: Connection) -> str | None:
     return str(row[0]) if row else None
 
 
-_HEAD = "0012"
+_HEAD = "0013"
 """Kept equal to `head` by a test; spares every start the import of alembic."""
 
 

@@ -9,7 +9,8 @@ from uuid import UUID
 
 import numpy as np
 
-from seechange_mpi.db.linking import ORDER, unit_vectors
+from seechange_mpi.db.linking import ORDER
+from seechange_mpi.db.matching import unit_vectors
 from seechange_mpi.model.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _COARSE = 11
 """HEALPix order of the pixels (100 arcsec) by which objects in a region are looked up."""
+_FOUND = "SELECT _id, name, ra, dec, is_bad, is_test FROM objects "
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class FoundObject:
     ra: float
     dec: float
     is_bad: bool
+    is_test: bool = False
     n_measurements: int = 0
     first_mjd: float | None = None
     last_mjd: float | None = None
@@ -52,12 +55,10 @@ def find_objects(conn: Connection, names: Iterable[str]) -> list[FoundObject]:
     for name in names:
         key = _as_uuid(name.strip())
         row: Any = conn.execute(
-            "SELECT _id, name, ra, dec, is_bad FROM objects WHERE _id = %s" if key is not None else
-            "SELECT _id, name, ra, dec, is_bad FROM objects WHERE name = %s", (key or name.strip(),)).fetchone()
+            _FOUND + ("WHERE _id = %s" if key is not None else "WHERE name = %s"), (key or name.strip(),)).fetchone()
         if row is None and key is None:
             row = conn.execute(
-                "SELECT _id, name, ra, dec, is_bad FROM objects WHERE translate(lower(name), ' _', '') = %s "
-                "ORDER BY _id",
+                _FOUND + "WHERE translate(lower(name), ' _', '') = %s ORDER BY _id",
                 (name.lower().replace(" ", "").replace("_", ""),)).fetchone()
         if row is None:
             raise ConfigError(f"there is no object '{name}'; seechange-mpi object list shows what there is")
@@ -65,8 +66,23 @@ def find_objects(conn: Connection, names: Iterable[str]) -> list[FoundObject]:
     return list(out.values())
 
 
+def of_tests(conn: Connection, object_ids: Sequence[UUID] | None) -> bool:
+    """Whether objects are those of tests; None stands for all real ones.
+
+    Raises
+    ------
+    ConfigError
+        Some are and some are not.
+    """
+    kinds = sorted(bool(r[0]) for r in conn.execute("SELECT DISTINCT is_test FROM objects WHERE _id = ANY(%s)",
+                                                    (list(object_ids or ()),)))
+    if len(kinds) > 1:
+        raise ConfigError("objects of tests and real ones cannot be measured together: name those of one kind")
+    return kinds == [True]
+
+
 def list_objects(conn: Connection, *, near: tuple[float, float, float] | None = None, min_measurements: int = 1,
-                 with_bad: bool = False, limit: int | None = None) -> list[FoundObject]:
+                 with_bad: bool = False, limit: int | None = None, of_test: bool = False) -> list[FoundObject]:
     """Return objects with most measurements first.
 
     Parameters
@@ -74,19 +90,20 @@ def list_objects(conn: Connection, *, near: tuple[float, float, float] | None = 
     near : (ra, dec, radius) [deg, deg, arcsec]: only those, the nearest first.
     min_measurements : of measurements that passed all thresholds.
     with_bad : also objects marked as bad.
+    of_test : those of tests in place of the real ones.
     """
     low, high = ([0], [1 << 62]) if near is None else region_ranges([near[0]], [near[1]], [near[2] / 3600])
     rows: list[Any] = conn.execute(
-        "SELECT o._id, o.name, o.ra, o.dec, o.is_bad, count(m._id), min(i.mjd), max(i.mjd) "
+        "SELECT o._id, o.name, o.ra, o.dec, o.is_bad, o.is_test, count(m._id), min(i.mjd), max(i.mjd) "
         "FROM objects o JOIN unnest(%(low)s::bigint[], %(high)s::bigint[]) AS r(low, high) "
         "ON o.healpix BETWEEN r.low AND r.high "
         "LEFT JOIN (measurements m JOIN measurement_sets s ON m.measurementset_id = s._id "
         "JOIN cutouts c ON s.cutouts_id = c._id JOIN detections d ON c.detections_id = d._id "
         "JOIN images i ON d.image_id = i._id) ON m.object_id = o._id AND NOT m.is_bad "
-        "WHERE NOT o.is_test AND (%(bad)s OR NOT o.is_bad) GROUP BY o._id HAVING count(m._id) >= %(least)s "
+        "WHERE o.is_test = %(test)s AND (%(bad)s OR NOT o.is_bad) GROUP BY o._id HAVING count(m._id) >= %(least)s "
         "ORDER BY count(m._id) DESC, o.name LIMIT %(limit)s",
         {"bad": with_bad, "least": min_measurements, "limit": None if near is not None else limit, "low": low,
-         "high": high}).fetchall()
+         "high": high, "test": of_test}).fetchall()
     found = [FoundObject(*r) for r in rows]
     if near is None or not found:
         return found

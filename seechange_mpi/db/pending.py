@@ -12,6 +12,7 @@ from uuid import UUID
 
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.db.commit import CommitResult, commit_bundle
+from seechange_mpi.db.linking import Linkage
 from seechange_mpi.db.queue import LocalQueue
 from seechange_mpi.instruments.camera import load_camera
 from seechange_mpi.io.bundle import FORMAT, VERSION, files_below, read_bundle
@@ -78,7 +79,8 @@ def commit_one(conn: Connection, config: Config, path: Path, *, token: int | Non
     """Commit a bundle by the settings of a configuration (see `commit_bundle`)."""
     return commit_bundle(conn, path, radius_arcsec=association_radius(config, path), token=token, replace=replace,
                          tag=config.settings.run.provenance_tag,
-                         max_new_objects=config.settings.objects.max_new_per_exposure)
+                         max_new_objects=config.settings.objects.max_new_per_exposure,
+                         how=Linkage.of(config.settings.objects))
 
 
 def said(done: CommitResult) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from seechange_mpi.config.history import PositioningSettings
 from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.linking import healpix
-from seechange_mpi.db.provenance import store_provenances
+from seechange_mpi.db.objects import of_tests
+from seechange_mpi.db.provenance import IS_TESTING, store_provenances
 from seechange_mpi.model.errors import ConfigError
 from seechange_mpi.model.ids import stable_id
 from seechange_mpi.model.provenance import ProvenanceRecord, make_record
@@ -36,9 +37,11 @@ NEWEST_ONLY = (
     "NOT EXISTS (SELECT 1 FROM images i2 JOIN detections d2 ON d2.image_id = i2._id "
     "JOIN cutouts c2 ON c2.detections_id = d2._id JOIN measurement_sets s2 ON s2.cutouts_id = c2._id "
     "WHERE i2.exposure_id = i.exposure_id AND i2.section_id = i.section_id AND i2.is_sub "
+    f"AND {IS_TESTING.format('i2.provenance_id')} = {IS_TESTING.format('i.provenance_id')} "
     "AND s2.created_at > s.created_at)"
 )
-"""SQL: of several versions of a section's measurements only the one committed last counts."""
+"""SQL: of several versions of a section's measurements only the one committed last counts, among tests and among real
+ones."""
 
 
 @dataclass(slots=True)
@@ -52,19 +55,23 @@ class PositionsDone:
     without: int = 0
 
 
-def positioning_provenance(conn: Connection, settings: PositioningSettings) -> ProvenanceRecord:
-    """Provenance of positions made now: upstream are all measuring provenances there are.
+def positioning_provenance(conn: Connection, settings: PositioningSettings, *, is_test: bool = False
+                           ) -> ProvenanceRecord:
+    """Provenance of positions made now: upstream are all measuring provenances there are, of tests or of real data.
 
     Raises
     ------
     ConfigError
         Nothing was ever measured.
     """
-    measuring = [str(r[0]) for r in conn.execute("SELECT DISTINCT provenance_id FROM measurement_sets ORDER BY 1")]
+    measuring = [str(r[0]) for r in conn.execute(
+        f"SELECT DISTINCT provenance_id FROM measurement_sets WHERE {IS_TESTING.format('provenance_id')} = %s "
+        "ORDER BY 1", (is_test,))]
     if not measuring:
         raise ConfigError("there are no measurements in the database yet: process exposures with a reference first "
                           "(seechange-mpi run, refs add)")
-    return make_record("positioning", settings.critical(), measuring)
+    parameters = settings.critical() | ({"is_testing": True} if is_test else {})
+    return make_record("positioning", parameters, measuring)
 
 
 def position_objects(conn: Connection, settings: PositioningSettings, object_ids: Sequence[UUID] | None = None
@@ -75,11 +82,16 @@ def position_objects(conn: Connection, settings: PositioningSettings, object_ids
 
     Parameters
     ----------
-    object_ids : None: all objects with measurements.
+    object_ids : None: all objects with measurements but those of tests.
+
+    Raises
+    ------
+    ConfigError
+        Nothing was ever measured, or objects of tests and real ones are given together.
     """
     conn.commit()
     with conn.transaction():
-        record = positioning_provenance(conn, settings)
+        record = positioning_provenance(conn, settings, is_test=of_tests(conn, object_ids))
         store_provenances(conn, [record])
     done = PositionsDone(record.id)
     for batch in _batches(conn, object_ids):

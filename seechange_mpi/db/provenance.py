@@ -13,15 +13,18 @@ from seechange_mpi.model.provenance import (
     UPSTREAM_STEPS,
     ProvenanceRecord,
     canonical_json,
+    ids_of_tests,
     provenance_id,
 )
 
 if TYPE_CHECKING:
     from seechange_mpi.db.engine import Connection
 
-__all__ = ["CODE_VERSIONS", "UPSTREAM_STEPS", "ProvenanceRecord", "find_record", "has_provenances",
+__all__ = ["CODE_VERSIONS", "IS_TESTING", "UPSTREAM_STEPS", "ProvenanceRecord", "find_record", "has_provenances",
            "provenance_id", "records_of", "store_provenances", "upstream_tree"]
 
+IS_TESTING = "({} IN (SELECT _id FROM provenances WHERE is_testing))"
+"""SQL: whether a provenance's id is that of a test."""
 _RECORDS = (
     "SELECT p._id, p.process, c.version_major, c.version_minor, c.version_patch, p.parameters, "
     "ARRAY(SELECT u.upstream_id FROM provenance_upstreams u WHERE u.downstream_id = p._id ORDER BY 1) "
@@ -39,6 +42,7 @@ def store_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag
         The tag has another provenance of one of the processes; within a transaction nothing is written then.
     """
     records = sorted({r.id: r for r in records}.values(), key=lambda r: r.id)
+    testing = ids_of_tests(records)
     versions, rows, links = {}, [], []
     for r in records:
         major, minor, patch = (int(n) for n in (r.code_version.split(".") + ["0", "0"])[:3])
@@ -56,6 +60,7 @@ def store_provenances(conn: Connection, records: Iterable[ProvenanceRecord], tag
                 "process": r.process,
                 "code_version_id": version_id,
                 "parameters": canonical_json(dict(r.parameters)),
+                "is_testing": r.id in testing,
             }
         )
         links += [{"upstream_id": u, "downstream_id": r.id} for u in r.upstream_ids]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from seechange_mpi.db.badness import hold_marks
 from seechange_mpi.db.bulk import insert_rows
-from seechange_mpi.db.linking import unit_vectors
+from seechange_mpi.db.matching import unit_vectors
 from seechange_mpi.db.provenance import store_provenances
 from seechange_mpi.model.errors import ConfigError
 from seechange_mpi.model.flags import Badness
@@ -29,8 +29,8 @@ def add_reference(
 ) -> list[str]:
     """Register the committed sections of an exposure; return those that are new.
 
-    Of several versions (provenances) of a section the one committed last is taken. The set's own provenance becomes
-    that of the newest reference.
+    Of several versions (provenances) of a section the one committed last is taken; tests (``run.is_testing``) never.
+    The set's own provenance becomes that of the newest reference.
 
     Raises
     ------
@@ -45,14 +45,15 @@ def add_reference(
             "i.instrument, i.filter, i.filepath, z._bitflag | z._upstream_bitflag "
             "FROM images i JOIN exposures e ON i.exposure_id = e._id "
             "JOIN source_lists s ON s.image_id = i._id JOIN world_coordinates w ON w.sources_id = s._id "
-            "JOIN zero_points z ON z.wcs_id = w._id WHERE e.origin_identifier = %(name)s AND NOT i.is_sub "
+            "JOIN zero_points z ON z.wcs_id = w._id JOIN provenances p ON i.provenance_id = p._id "
+            "WHERE NOT p.is_testing AND e.origin_identifier = %(name)s AND NOT i.is_sub "
             "AND (%(only)s::text[] IS NULL OR i.section_id = ANY(%(only)s)) ORDER BY i.section_id, z.created_at DESC",
             {"name": identifier, "only": wanted},
         ).fetchall()
         if not rows:
             known = [r[0] for r in conn.execute("SELECT origin_identifier FROM exposures ORDER BY mjd LIMIT 20")]
             raise ConfigError(
-                f"{identifier}: no calibrated section of it is in the database; exposures there: "
+                f"{identifier}: no calibrated section of it is in the database, tests aside; exposures there: "
                 f"{', '.join(str(k) for k in known) or 'none'}"
             )
         lacking = set(wanted or ()) - {r[0] for r in rows}

@@ -8,7 +8,7 @@ from uuid import UUID
 import numpy as np
 
 from seechange_mpi.db.bulk import insert_rows
-from seechange_mpi.db.linking import F64
+from seechange_mpi.db.matching import F64
 from seechange_mpi.db.rows import TABLES_IN_ORDER, PartRows
 
 if TYPE_CHECKING:
@@ -64,8 +64,11 @@ def objects_of(conn: Connection, images: list[UUID]) -> tuple[list[UUID], F64, F
     return [r[0] for r in rows], np.array([r[1] for r in rows], float), np.array([r[2] for r in rows], float)
 
 
-def delete_subs(conn: Connection, exposure_id: UUID, images: list[UUID], objects: list[UUID]) -> None:
-    """Delete difference images with all that hangs on them, and those of the objects that nothing else has."""
+def delete_subs(conn: Connection, exposure_id: UUID, images: list[UUID], objects: list[UUID]) -> dict[UUID, str]:
+    """Delete difference images with all that hangs on them, and those of the objects that nothing else has.
+
+    Returns the names of these objects.
+    """
     conn.execute(
         "DELETE FROM product_sets p USING images i, detections d, cutouts c, measurement_sets s, deepscore_sets q "
         "WHERE i._id = ANY(%s) AND d.image_id = i._id AND c.detections_id = d._id AND s.cutouts_id = c._id AND "
@@ -74,11 +77,12 @@ def delete_subs(conn: Connection, exposure_id: UUID, images: list[UUID], objects
         (images, exposure_id),
     )
     conn.execute("DELETE FROM images WHERE _id = ANY(%s)", (images,))
-    conn.execute(
+    gone: list[Any] = conn.execute(
         "DELETE FROM objects o WHERE o._id = ANY(%s) AND NOT EXISTS "
-        "(SELECT 1 FROM measurements m WHERE m.object_id = o._id)",
+        "(SELECT 1 FROM measurements m WHERE m.object_id = o._id) RETURNING o._id, o.name",
         (objects,),
-    )
+    ).fetchall()
+    return dict(gone)
 
 
 def write_products(conn: Connection, new: list[PartRows], differing: list[PartRows]) -> dict[str, int]:

@@ -452,6 +452,7 @@ objects = Table(
     Column("is_test", Boolean, nullable=False, server_default="false"),
     Column("is_bad", Boolean, nullable=False, server_default="false"),
     *_times(large=True),
+    *_real("ra_err", "dec_err"),
 )
 
 object_positions = Table(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seechange_mpi.db.linking import F64, healpix, unit_vectors
+from seechange_mpi.db.linking import healpix
+from seechange_mpi.db.matching import F64, unit_vectors
 
 _GALACTIC = np.array([
     [-0.0548755604162154, -0.8734370902348850, -0.4838350155487132],

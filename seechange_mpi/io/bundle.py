@@ -173,14 +173,19 @@ def read_bundle(path: str | Path) -> BundleInfo:
     """
     with open_h5(path) as f:
         check_format(f, path, {FORMAT: VERSION})
-        rows = []
-        for r in f["provenance"][...]:
-            id_, process, version, parameters, upstream = (v.decode() if isinstance(v, bytes) else str(v) for v in r)
-            rows.append(ProvenanceRecord(id_, process, version, json.loads(parameters), tuple(json.loads(upstream))))
         return BundleInfo(
-            Path(path), ExposureInfo(**json.loads(get_text(f["exposure"], "info"))), tuple(rows),
+            Path(path), ExposureInfo(**json.loads(get_text(f["exposure"], "info"))), provenances_of(f),
             json.loads(get_text(f["exposure"], "config", "{}")), tuple(f["sections"]), str(f.attrs["created"]),
             str(f.attrs["code_version"]))
+
+
+def provenances_of(f: h5py.File) -> tuple[ProvenanceRecord, ...]:
+    """Return the provenances of an open bundle."""
+    rows = []
+    for r in f["provenance"][...]:
+        id_, process, version, parameters, upstream = (v.decode() if isinstance(v, bytes) else str(v) for v in r)
+        rows.append(ProvenanceRecord(id_, process, version, json.loads(parameters), tuple(json.loads(upstream))))
+    return tuple(rows)
 
 
 def section_shards(path: str | Path) -> dict[str, Path]:

@@ -97,6 +97,17 @@ def provenance_id(
     return base64.b32encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()[:20]
 
 
+def ids_of_tests(records: Iterable[ProvenanceRecord]) -> frozenset[str]:
+    """Return the ids of those provenances that are of a test: their parameters say so, or they follow one that is."""
+    left = list(records)
+    found = {r.id for r in left if r.parameters.get("is_testing") is True}
+    more = found
+    while more:
+        more = {r.id for r in left if not more.isdisjoint(r.upstream_ids)} - found
+        found = found | more
+    return frozenset(found)
+
+
 def make_record(
     process: str, parameters: Mapping[str, Any], upstream_ids: Iterable[str]
 ) -> ProvenanceRecord:

@@ -186,7 +186,7 @@ class Stages:
         for section in sections:
             link = references.get(section)
             tree = make_tree(self.pipeline, camera, exposure, link.provenance_ids if link else None,
-                             exposure.overrides)
+                             exposure.overrides, is_testing=self.config.settings.run.is_testing)
             prepared.records.update({r.id: r for r in tree.values()})
             calibration = frames[section]
             inputs = identify(calibration, catalog, link, relative_zero_point=relative)
@@ -305,6 +305,7 @@ class Stages:
     def _commit(self, claim: Claim, prepared: Prepared, result: ExposureResult) -> bool:
         """Commit the bundle; return whether everything was there already."""
         from seechange_mpi.db.commit import commit_bundle
+        from seechange_mpi.db.linking import Linkage
 
         assert result.bundle is not None
         objects = self.config.settings.objects
@@ -312,7 +313,7 @@ class Stages:
         with self.opened() as conn:
             done = commit_bundle(conn, result.bundle, radius_arcsec=radius, token=claim.token,
                                  tag=self.config.settings.run.provenance_tag,
-                                 max_new_objects=objects.max_new_per_exposure)
+                                 max_new_objects=objects.max_new_per_exposure, how=Linkage.of(objects))
         result.new_objects, result.objects = done.new_objects, done.linked
         return done.unchanged
 

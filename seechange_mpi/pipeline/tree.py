@@ -23,6 +23,8 @@ def make_tree(
     exposure: ExposureInfo,
     reference_ids: Mapping[str, str] | None,
     overrides: Mapping[str, Any] | None = None,
+    *,
+    is_testing: bool = False,
 ) -> dict[str, ProvenanceRecord]:
     """Return process -> provenance of everything that can be computed.
 
@@ -37,6 +39,8 @@ def make_tree(
         ``referencing``; None: there is no reference and the tree ends with extraction.
     overrides : mapping, optional
         Header values given by the user in place of the file's.
+    is_testing : bool
+        The products are those of a test: from preprocessing on they have provenances of their own.
     """
     own: dict[str, dict[str, Any]] = {
         "acquire_exposure": {"instrument": exposure.instrument, "method": "local",
@@ -45,6 +49,8 @@ def make_tree(
     preprocessing = pipeline.critical_parameters("preprocessing") | {"camera": camera_digest(camera)}
     if overrides:
         preprocessing["exposure_overrides"] = dict(overrides)
+    if is_testing:
+        preprocessing["is_testing"] = True
     own["preprocessing"] = preprocessing
     tree: dict[str, ProvenanceRecord] = {}
     for process, upstream in UPSTREAM_STEPS.items():

@@ -21,7 +21,7 @@ from seechange_mpi.io.raw import section_footprints
 from seechange_mpi.model.errors import BadInput, ConfigError
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.products import StoredSection
-from seechange_mpi.model.provenance import ProvenanceRecord
+from seechange_mpi.model.provenance import ProvenanceRecord, ids_of_tests
 from seechange_mpi.model.provenance_diff import Tree, differences
 from seechange_mpi.model.task import PROCESS_OF_STEP, STEPS, ReferenceLink, SectionTask
 from seechange_mpi.mpi.catalogs import cache_folder, catalog_spec, exposure_catalog
@@ -96,7 +96,8 @@ def recipe_of(bundle: Path, section_id: str, steps: Sequence[str], places: Place
         raise BadInput(exposure.path, "raw exposure", "the file that was processed", f"no such file{_hint('raw')}")
     wanted = inputs_of_step(stored.inputs, chosen[-1])
     link = _reference(bundle, section_id, places) if "reference" in wanted else None
-    tree = make_tree(pipeline, camera, exposure, link.provenance_ids if link else None, exposure.overrides)
+    tree = make_tree(pipeline, camera, exposure, link.provenance_ids if link else None, exposure.overrides,
+                     is_testing=stored.provenance_ids.get("preprocessing") in ids_of_tests(info.provenances))
     _check_provenances(bundle, stored, records, tree, chosen)
     calibration = _calibration(bundle, camera, exposure, stored, values, places) if chosen[0] == STEPS[0] else {}
     scratch: TemporaryDirectory[str] | None = None

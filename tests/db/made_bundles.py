@@ -29,15 +29,16 @@ def exposure(name="e1", mjd=60000.0, instrument="simulated", filter="r"):
                         header={"OBJECT": "field"})
 
 
-def tree(extraction=0, scoring=0, sub=True):
-    """Process -> record; `extraction` and `scoring` stand for changed parameters."""
+def tree(extraction=0, scoring=0, sub=True, testing=False):
+    """Process -> record; `extraction` and `scoring` stand for changed parameters, `testing` for a test."""
     out = {"acquire_exposure": make_record("acquire_exposure", {"instrument": "simulated"}, [])}
     chain = ["preprocessing", "extraction"] + (["subtraction", "detection", "cutting", "measuring", "scoring"] if sub
                                                else [])
     last = "acquire_exposure"
     for process in chain:
         changed = {"extraction": extraction, "scoring": scoring}.get(process, 0)
-        out[process] = make_record(process, {"changed": changed}, [out[last].id])
+        parameters = {"changed": changed} | ({"is_testing": True} if testing and process == "preprocessing" else {})
+        out[process] = make_record(process, parameters, [out[last].id])
         last = process
     return out
 
@@ -110,14 +111,15 @@ class Maker:
     def __init__(self, folder):
         self.folder = folder
 
-    def __call__(self, sections, name="e1", mjd=60000.0, extraction=0, scoring=0, filter="r", suffix="", host="h1"):
+    def __call__(self, sections, name="e1", mjd=60000.0, extraction=0, scoring=0, filter="r", suffix="", host="h1",
+                 testing=False):
         e = exposure(name, mjd, filter=filter)
         shards, failures, records = [], {}, {}
         for section, s in sections.items():
             if "fails" in s:
                 failures[section] = SectionReport(False, error_step=s["fails"], error_type="AlgorithmError",
                                                   error_message="no stars", host=host)
-                records.update({r.id: r for r in tree(extraction, scoring, sub=False).values()})
+                records.update({r.id: r for r in tree(extraction, scoring, False, testing).values()})
                 continue
             p = image_products(s["ra"], s["dec"], s.get("zp", 25.0), filter, mjd, s.get("lim_mag", 20.5))
             sub = "at" in s
@@ -126,7 +128,7 @@ class Maker:
                 add_subtraction(p, at[:, 0], at[:, 1], s.get("bad"), s.get("score", 0.9), s.get("bits", 0),
                                 s.get("reasons"), s.get("deleted"))
             _hand_on(p, s.get("badness", 0))
-            t = tree(extraction, scoring, sub)
+            t = tree(extraction, scoring, sub, testing)
             records.update({r.id: r for r in t.values()})
             report = SectionReport(True, "" if sub else "no_reference", STEPS[-1] if sub else "photocal", host=host,
                                    steps=[StepRecord("preprocessing", "done", 1.0, 1.0, 100.0)],

@@ -30,6 +30,7 @@ from seechange_mpi.db import linking
 from seechange_mpi.db.blocks import id_array, id_texts, ids_of, uuids
 from seechange_mpi.db.commit import commit_bundle
 from seechange_mpi.db.engine import connect, notice_lost_client
+from seechange_mpi.db.matching import unit_vectors
 from seechange_mpi.db.migrate import upgrade
 from seechange_mpi.db.schema import VOLATILE, metadata
 from seechange_mpi.db.server import EmbeddedServer
@@ -70,7 +71,7 @@ def check_objects(conn):
     """No two objects within the radius; ids follow a measurement of the object, the one at its place."""
     ids, names, ra, dec = zip(*conn.execute("SELECT _id, name, ra, dec FROM objects ORDER BY _id").fetchall(),
                               strict=True)
-    vectors = linking.unit_vectors(ra, dec)
+    vectors = unit_vectors(ra, dec)
     assert not cKDTree(vectors).query_pairs(np.deg2rad(RADIUS / 3600)), "two objects within the radius"
     founders = conn.execute("SELECT o._id, m._id FROM objects o JOIN measurements m ON m.object_id = o._id "
                             "AND m.ra = o.ra AND m.dec = o.dec ORDER BY o._id").fetchall()

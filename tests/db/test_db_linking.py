@@ -13,7 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from seechange_mpi.db import linking
 from seechange_mpi.db.blocks import id_array, uuids, write_block
 from seechange_mpi.db.engine import connect
-from seechange_mpi.db.names import object_name, object_names, place_keys
+from seechange_mpi.db.matching import assign, unit_vectors
+from seechange_mpi.db.names import object_name, place_keys, place_names
 
 ARCSEC = 1 / 3600
 
@@ -26,7 +27,7 @@ def separation_arcsec(a, b):
 
 def around(rng, n, ra, dec, spread_arcsec):
     """Positions scattered about (ra, dec), valid at the poles."""
-    centre = linking.unit_vectors([ra], [dec])[0]
+    centre = unit_vectors([ra], [dec])[0]
     v = centre + np.deg2rad(spread_arcsec * ARCSEC) * rng.normal(size=(n, 3))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     return np.degrees(np.arctan2(v[:, 1], v[:, 0])) % 360, np.degrees(np.arctan2(v[:, 2], np.hypot(v[:, 0], v[:, 1])))
@@ -39,9 +40,9 @@ def around(rng, n, ra, dec, spread_arcsec):
 def test_assignment_is_the_best_of_all(seed, n, m, place, spread):
     """As many pairs within the radius as possible, and of those the least sum of squares: brute force agrees."""
     rng = np.random.default_rng(seed)
-    a = linking.unit_vectors(*around(rng, n, *place, spread))
-    b = linking.unit_vectors(*around(rng, m, *place, spread))
-    found = linking.assign(a, b, 2.0)
+    a = unit_vectors(*around(rng, n, *place, spread))
+    b = unit_vectors(*around(rng, m, *place, spread))
+    found = assign(a, b, 2.0)
     taken = found[found >= 0]
     assert len(set(taken)) == len(taken)
     d = separation_arcsec(a, b) if n and m else np.zeros((n, m))
@@ -63,7 +64,7 @@ def test_cells_near_are_all_that_a_circle_touches(seed, order, size, place):
     rng = np.random.default_rng(seed)
     radius = size * 58.6 * 3600 / 2**order / 6
     ra, dec = around(rng, 1, *place, 20 * radius)
-    vector = linking.unit_vectors(ra, dec)
+    vector = unit_vectors(ra, dec)
     cells = linking.cells_near(vector, radius, order)
     v = vector + np.deg2rad(radius * ARCSEC) * np.sqrt(rng.random((2000, 1))) * _unit(rng.normal(size=(2000, 3)))
     v = _unit(v)
@@ -78,14 +79,14 @@ def _unit(v):
 
 
 def test_identical_positions_are_matched():
-    a = linking.unit_vectors([10.0, 20.0], [5.0, 6.0])
-    assert linking.assign(a, a[::-1].copy(), 1.0).tolist() == [1, 0]
+    a = unit_vectors([10.0, 20.0], [5.0, 6.0])
+    assert assign(a, a[::-1].copy(), 1.0).tolist() == [1, 0]
 
 
 def test_the_nearest_is_taken_not_the_first():
-    a = linking.unit_vectors([10.0], [0.0])
-    b = linking.unit_vectors([10.0, 10.0, 10.0], [1.5 * ARCSEC, 0.2 * ARCSEC, -1.0 * ARCSEC])
-    assert linking.assign(a, b, 2.0).tolist() == [1]
+    a = unit_vectors([10.0], [0.0])
+    b = unit_vectors([10.0, 10.0, 10.0], [1.5 * ARCSEC, 0.2 * ARCSEC, -1.0 * ARCSEC])
+    assert assign(a, b, 2.0).tolist() == [1]
 
 
 @pytest.mark.parametrize(("place", "name"), [
@@ -98,17 +99,17 @@ def test_names_say_the_position(place, name):
 @given(st.lists(st.tuples(st.floats(0, 359.999999), st.floats(-90, 90)), min_size=1, max_size=20))
 def test_names_are_the_digits_of_the_position(places):
     """Against the same formatted one by one."""
-    for (ra, dec), name in zip(places, object_names(*np.array(places).T).tolist(), strict=True):
+    for (ra, dec), name in zip(places, place_names(*np.array(places).T).tolist(), strict=True):
         ms, cas = int(ra / 15 * 3.6e6), int(abs(dec) * 3.6e5)
         assert name.decode() == (
-            f"SCM J{ms // 3_600_000:02d}{ms // 60_000 % 60:02d}{ms % 60_000 / 1000:06.3f}"
+            f"J{ms // 3_600_000:02d}{ms // 60_000 % 60:02d}{ms % 60_000 / 1000:06.3f}"
             f"{'-' if dec < 0 else '+'}{cas // 360_000:02d}{cas // 6000 % 60:02d}{cas % 6000 / 100:05.2f}")
 
 
 def test_equal_names_have_equal_keys_and_others_have_not():
     rng = np.random.default_rng(3)
     ra, dec = 10 + rng.uniform(0, 3e-7, 500), rng.uniform(-1e-5, 1e-5, 500)
-    names, keys = object_names(ra, dec), place_keys(ra, dec)
+    names, keys = place_names(ra, dec), place_keys(ra, dec)
     assert 1 < len(set(names.tolist())) < 500
     pairs = set(zip(names.tolist(), keys.tolist(), strict=True))
     assert len(pairs) == len(set(names.tolist())) == len(set(keys.tolist()))

@@ -10,7 +10,7 @@ from seechange_mpi.db import migrate
 from seechange_mpi.db.commit import commit_bundle
 from seechange_mpi.db.engine import connect
 from seechange_mpi.db.exposures import ImageType, telescope_of
-from seechange_mpi.db.linking import unit_vectors
+from seechange_mpi.db.matching import unit_vectors
 from seechange_mpi.db.references import add_reference
 from seechange_mpi.db.schema import VOLATILE, metadata
 from seechange_mpi.db.sky import bounds, ecliptic, galactic, inside, ring, touch

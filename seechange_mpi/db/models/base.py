@@ -14,7 +14,8 @@ from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from seechange_mpi.db.linking import F64, ORDER, unit_vectors
+from seechange_mpi.db.linking import ORDER
+from seechange_mpi.db.matching import F64, unit_vectors
 from seechange_mpi.db.schema import metadata
 from seechange_mpi.db.sky import RING, inside, ring, touch
 from seechange_mpi.model.flags import badness_bits, badness_words
