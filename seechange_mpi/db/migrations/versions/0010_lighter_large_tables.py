@@ -42,7 +42,7 @@ def _check_per_statement(table: str, column: str, parent: str) -> None:
         BEGIN
             PERFORM 1 FROM {parent} WHERE _id IN (SELECT DISTINCT {column} FROM fresh) ORDER BY _id FOR KEY SHARE;
             SELECT f.{column} INTO lost FROM (SELECT DISTINCT {column} FROM fresh) f
-                LEFT JOIN {parent} p ON p._id = f.{column} WHERE p._id IS NULL LIMIT 1;
+                LEFT JOIN {parent} p ON p._id = f.{column} WHERE p._id IS NULL AND f.{column} IS NOT NULL LIMIT 1;
             IF FOUND THEN
                 RAISE foreign_key_violation USING CONSTRAINT = 'fk_{table}_{column}', TABLE = '{table}',
                     MESSAGE = format('{table}: {column} %s is not in {parent}', lost);
