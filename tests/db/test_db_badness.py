@@ -3,10 +3,11 @@
 import psycopg
 import pytest
 
-from seechange_mpi.db.badness import MARKABLE, hand_on, hold_marks, mark
+from seechange_mpi.db.badness import MARKABLE, hand_on, hold_marks, mark, stop_commits
 from seechange_mpi.db.commit import commit_bundle
 from seechange_mpi.db.engine import connect
 from seechange_mpi.db.references import add_reference
+from seechange_mpi.model.errors import TransientError
 from seechange_mpi.model.flags import BADNESS_MEANINGS, Badness, badness_bits, badness_words
 
 GHOST, SKY = int(Badness.GHOST), int(Badness.BRIGHT_SKY)
@@ -228,3 +229,20 @@ def test_a_mark_waits_for_a_commit_under_way(url, survey, conn):
         conn.rollback()
         assert mark(conn, {"images": [survey["e1"]]}, add=GHOST)["images"] == 2
         conn.execute("RESET lock_timeout")
+
+
+@pytest.mark.db
+def test_commits_and_references_wait_for_a_mark_being_set(url, survey, conn, bundles):
+    path = bundles({"S1": {"ra": 150.0, "dec": 2.0, "at": AT}}, name="e5", mjd=60005.0)
+    conn.execute("SET lock_timeout = '200ms'")
+    conn.commit()
+    with connect(url) as other:
+        stop_commits(other)
+        with pytest.raises(TransientError, match="lock timeout"):
+            commit_bundle(conn, path, radius_arcsec=1.0)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            add_reference(conn, "e2")
+    commit_bundle(conn, path, radius_arcsec=1.0)
+    assert add_reference(conn, "e2") == ["S1"]
+    conn.rollback()
+    conn.execute("RESET lock_timeout")

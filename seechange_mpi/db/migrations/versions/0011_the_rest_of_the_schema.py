@@ -181,7 +181,8 @@ def _fill_images() -> None:
                      (instrument, header, telescope_of(instrument, {"TELESCOP": header})))
     op.execute(
         "CREATE TEMPORARY TABLE calibrated ON COMMIT DROP AS SELECT s.image_id FROM source_lists s "
-        "JOIN world_coordinates w ON w.sources_id = s._id WHERE w.method = 'catalog' UNION SELECT c.image_id FROM image_subtraction_components c JOIN zero_points z ON z._id = c.new_zp_id "
+        "JOIN world_coordinates w ON w.sources_id = s._id WHERE w.method = 'catalog' UNION SELECT c.image_id "
+        "FROM image_subtraction_components c JOIN zero_points z ON z._id = c.new_zp_id "
         "JOIN world_coordinates w ON w._id = z.wcs_id WHERE w.method = 'catalog'")
     op.execute("ANALYZE filled_images")
     op.execute("ANALYZE calibrated")
