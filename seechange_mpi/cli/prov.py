@@ -58,12 +58,53 @@ def show(
     if as_json:
         typer.echo(json.dumps([_plain(r) for r in tree.in_order()], indent=1))
         return
+    said = _judgements(what, [r.id for r in tree.in_order()], config, set_)
     for r in tree.in_order():
         typer.echo(f"{r.id}  {r.process}, code {r.code_version}" + (", this one" if r.id == tree.top else ""))
+        if r.id in said:
+            typer.echo(f"    {said[r.id]}")
         for up in r.upstream_ids:
             typer.echo(f"    from {up}  {tree.process_of(up)}")
         for name, value in sorted(tree.parameters(r).items()):
             typer.echo(f"    {name} = {json.dumps(value)}")
+
+
+def _judgements(what: str, ids: list[str], config: str | None, set_: list[str] | None) -> dict[str, str]:
+    """What the database says of provenances; a bundle needs none."""
+    if what.endswith(".h5") or Path(what).is_file():
+        return {}
+    from seechange_mpi.db.engine import session
+    from seechange_mpi.db.judgement import judgements
+
+    with session(load_config(config, set_)) as conn:
+        return judgements(conn, ids)
+
+
+@app.command()
+def bad(
+    provenance: Annotated[str, typer.Argument(help="Id of a provenance, or the beginning of one.")],
+    comment: Annotated[str, typer.Option("--comment", "-m", help="Why.")] = "",
+    replaced_by: Annotated[str | None, typer.Option("--replaced-by", help="Id of the one to use in its place.")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Call it good again.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Call a provenance bad, for those who read the database: provenances.is_bad, bad_comment, replaced_by.
+
+    Nothing is deleted and no product is marked (seechange-mpi badness does that); 'prov show' tells it.
+
+    Example: seechange-mpi prov bad K6ILA3 -m "scores of an old network" --replaced-by QW7ZPT
+    """
+    from seechange_mpi.db.engine import session
+    from seechange_mpi.db.judgement import judge, judgements
+    from seechange_mpi.db.provenance import find_record
+
+    with session(load_config(config, set_)) as conn:
+        record = find_record(conn, provenance)
+        successor = find_record(conn, replaced_by).id if replaced_by and not undo else None
+        judge(conn, record.id, bad=not undo, comment="" if undo else comment, replaced_by=successor)
+        said = judgements(conn, [record.id]).get(record.id, "good")
+    typer.echo(f"{record.id}  {record.process}: {said}")
 
 
 def _plain(r: ProvenanceRecord) -> dict[str, Any]:

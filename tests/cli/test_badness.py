@@ -125,3 +125,22 @@ def test_asked_and_answered(run, monkeypatch):
     assert run("remove", "ghost", "e1/S2")[1].endswith("nothing was changed; to do it: --yes\n")
     run("remove", "ghost", "e1/S2", "-y")
     assert marked(run.url) == {}
+
+
+def test_a_provenance_is_called_bad(run, verb):  # noqa: F811
+    with connect(run.url) as conn:
+        ids = dict(conn.execute("SELECT process, _id FROM provenances").fetchall())
+    scoring, measuring = ids["scoring"], ids["measuring"]
+    code, _, err = verb("prov", "bad", scoring, "--replaced-by", measuring)
+    assert (code, "is measuring, it cannot replace" in err) == (2, True)
+    assert "cannot replace itself" in verb("prov", "bad", scoring, "--replaced-by", scoring)[2]
+    with connect(run.url) as conn:
+        conn.execute("INSERT INTO provenances (_id, process, code_version_id) SELECT 'NEWSCORING', process, "
+                     "code_version_id FROM provenances WHERE _id = %s", (scoring,))
+    out = verb("prov", "bad", scoring[:8], "-m", "an old network", "--replaced-by", "NEWSC")[1]
+    assert out == f"{scoring}  scoring: bad: an old network; replaced by NEWSCORING\n"
+    assert "    bad: an old network; replaced by NEWSCORING\n" in verb("prov", "show", scoring)[1]
+    assert verb("prov", "bad", scoring, "--undo")[1] == f"{scoring}  scoring: good\n"
+    with connect(run.url) as conn:
+        assert conn.execute("SELECT is_bad, bad_comment, replaced_by FROM provenances WHERE _id = %s",
+                            (scoring,)).fetchone() == (False, None, None)
