@@ -172,7 +172,7 @@ def test_full_disk(spoiled, cli, capsys, monkeypatch):
     assert committed(config) == ["T1", "T2", "T3"]
 
 
-def test_reference_of_another_camera(spoiled, tmp_path):
+def test_reference_of_another_camera(spoiled, tmp_path, monkeypatch):
     from seechange_mpi.instruments.camera import load_camera
     from seechange_mpi.io.raw import read_exposure_info
     from seechange_mpi.io.shard import read_shard
@@ -189,6 +189,7 @@ def test_reference_of_another_camera(spoiled, tmp_path):
     calibration = camera.calibration_paths("T1", "r", config.settings.paths.calibration)
     task = SectionTask(exposure, "T1", camera, Pipeline.from_settings({}).settings(), {}, str(tmp_path / "shards"),
                        calibration, {"path": config.settings.catalog.path}, link)
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "perlmutter")
     outcome = run_section(task)
     assert outcome.status == "failed"
     assert outcome.report.error_type == "BadInput"
@@ -196,3 +197,4 @@ def test_reference_of_another_camera(spoiled, tmp_path):
     assert outcome.shard, "what was made before the failure is kept"
     assert badness_words(outcome.report.bitflag) == "bad reference"
     assert read_shard(tmp_path / "shards" / outcome.shard).report.bitflag == outcome.report.bitflag
+    assert read_shard(tmp_path / "shards" / outcome.shard).report.cluster == "perlmutter"

@@ -183,3 +183,14 @@ def test_uncertainties_reach_their_columns(bundles):
     section.products.measurements.table["ra_err"] = 1e-5
     assert image_part(info, section).rows["zero_points"][0]["dzp"] == 0.01
     assert np.allclose(sub_part(info, section).measurements.array("ra_err"), 1e-5)
+
+
+def test_reports_name_the_cluster(bundles):
+    from seechange_mpi.db.rows import report_row
+    from seechange_mpi.io.bundle import read_bundle, read_tables
+
+    path = bundles({"S1": {"ra": 150.0, "dec": 2.0}})
+    info, (section,) = read_bundle(path), read_tables(path)
+    assert report_row(info, section)["cluster_id"] is None
+    section.report.cluster = "perlmutter"
+    assert report_row(info, section)["cluster_id"] == "perlmutter"
