@@ -116,6 +116,8 @@ class Coordinator:
         self._preparations = Typical(0.0)
         self._usual: list[float] = []
         """Predicted durations of the sections of the last exposure."""
+        self._short = ""
+        """Why the time left was first too short for another exposure."""
         self._idle_from: float | None = None
         self._prefetch: Thread
         self._finisher: Thread
@@ -229,10 +231,13 @@ class Coordinator:
         left = self.deadline.left_s()
         if math.isinf(left):
             return True
-        usual = self._usual or [self.predictor.guess_s] * len(self.crew.slots)
+        usual = self._usual or [self.predictor.usual_s()] * len(self.crew.slots)
         computing = self.schedule.finish_s(self.open, self.clock(), more=usual) * self.predictor.margin()
         commits = self._commits.p95() * (1 + len(self.open))
-        return max(computing + self._preparations.p95(), commits) + self._commits.p95() + self.limits.leave_s <= left
+        needed = max(computing + self._preparations.p95(), commits) + self._commits.p95() + self.limits.leave_s
+        if needed > left and not self._short:
+            self._short = f"one more exposure needs about {needed:.0f} s, {max(left, 0.0):.0f} s were left"
+        return needed <= left
 
     # -- events of the threads ------------------------------------------------------------------------------------
 
@@ -449,7 +454,9 @@ class Coordinator:
     @property
     def stopped_by(self) -> str:
         """What ended the run before there were no more exposures: a signal, the time; empty = nothing."""
-        return "" if self._empty or self._enough() else self.deadline.reason
+        if self._empty or self._enough() or not self.deadline.reason:
+            return ""
+        return f"{self.deadline.reason} ({self._short})" if self._short else self.deadline.reason
 
     def snapshot(self) -> dict[str, Any]:
         """Return what ``status`` shows."""

@@ -110,6 +110,11 @@ class Predictor:
         crowded = min(stars / usual_stars, 4.0) if usual_stars > 0 else 1.0
         return share * self.guess_s * (0.5 + 0.5 * crowded)
 
+    def usual_s(self) -> float:
+        """Return how long a whole section takes where nothing more is known of it: the slowest camera's mean [s]."""
+        whole = [line.y / line.n for key, line in self._lines.items() if key.endswith(_key("", STEPS[0], STEPS[-1]))]
+        return max(whole, default=self.guess_s)
+
     def observe(self, kind: str, section: str, stars: float, first_step: str, last_step: str, seconds: float) -> None:
         """Learn from a section that went through."""
         self.n_seen += 1

@@ -65,11 +65,13 @@ def closing_words(results: Sequence[ExposureResult], stopped_by: str = "") -> st
         if r.html is not None:
             lines.append(f"  report  {r.html}")
     if not results and stopped_by:
-        lines.append(f"no exposure was begun: {stopped_by} leaves no time for one")
+        lines.append(f"no exposure was begun: stopped by {stopped_by}")
     elif not results:
         lines.append("no exposure was ready: seechange-mpi queue list shows the queue")
     elif all(r.state == "nothing_to_do" for r in results):
         lines += ["", "nothing is left to do: every section is complete and committed"]
+    if results and stopped_by:
+        lines += ["", f"stopped before the end by {stopped_by}: run the same command again to go on"]
     wrong = causes(results)
     if wrong:
         lines += ["", "what went wrong:", *(f"  {c}" for c in wrong)]

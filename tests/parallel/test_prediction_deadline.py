@@ -44,6 +44,19 @@ def test_before_anything_is_known_more_stars_are_longer_and_fewer_steps_shorter(
     assert predictor.margin() == 1.5
 
 
+def test_an_unknown_exposure_takes_as_long_as_those_of_earlier_runs(tmp_path):
+    p = Predictor(60.0)
+    assert p.usual_s() == 60.0
+    p.observe("cam", "S1", 100, STEPS[0], "photocal", 1.0)
+    assert p.usual_s() == 60.0, "a part of the steps says nothing of the whole"
+    for kind, seconds in (("cam", 2.0), ("other", 8.0)):
+        p.observe(kind, "S1", 100, STEPS[0], STEPS[-1], seconds)
+    p.save(tmp_path / "m.json")
+    after = Predictor(60.0)
+    after.load(tmp_path / "m.json")
+    assert after.usual_s() == pytest.approx(8.0)
+
+
 def test_what_was_learnt_survives_a_run(tmp_path):
     path = tmp_path / "durations.json"
     taught().save(path)

@@ -61,6 +61,8 @@ def test_closing_words_name_the_next_step():
     assert "refs add e" in closing_words([result("done", S1=outcome(status="no_reference"))])
     assert "nothing is left to do" in closing_words([result("nothing_to_do")])
     assert "queue list" in closing_words([])
+    words = closing_words([result("done")], "the time limit (one more exposure needs about 9 s, 3 s were left)")
+    assert "stopped before the end by the time limit (one more exposure needs about 9 s, 3 s were left)" in words
 
 
 def test_progress_off_a_terminal_is_plain_lines():
