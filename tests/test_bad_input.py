@@ -43,6 +43,21 @@ def test_truncated_file(spoiled, cli, capsys):
     assert committed(config) == ["T1", "T2"]
 
 
+def test_name_of_another_exposure(spoiled, tiny_survey, tmp_path, cli, capsys):
+    """Never "nothing left to do" about a file that has not been looked at."""
+    path, config = spoiled
+    assert cli("run", "--config", config, path, "--no-report", "--sections", "T1") == 0
+    other = tmp_path / "another night" / path.name
+    other.parent.mkdir()
+    shutil.copy(tiny_survey.exposures[1], other)
+    capsys.readouterr()
+    assert cli("run", "--config", config, other, "--no-report", "--sections", "T1") == 4
+    out = capsys.readouterr().out
+    assert f"{other}: exposure: expected spoiled of" in out
+    assert "give the file another name" in out
+    assert cli("run", "--config", config, path, "--no-report", "--sections", "T1") == 0
+
+
 def test_missing_hdu(spoiled, cli, capsys):
     path, config = spoiled
     with fits.open(path) as hdus:

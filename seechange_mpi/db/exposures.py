@@ -13,7 +13,7 @@ import numpy as np
 from seechange_mpi.db.bulk import insert_rows
 from seechange_mpi.db.sky import RING, bounds, columns_of
 from seechange_mpi.io.bundle import BundleInfo
-from seechange_mpi.model.errors import SeeChangeError
+from seechange_mpi.model.errors import BadInput, SeeChangeError
 from seechange_mpi.model.exposure import ExposureInfo
 from seechange_mpi.model.flags import REDUCED_ELSEWHERE
 from seechange_mpi.model.ids import stable_id
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from seechange_mpi.instruments.camera import Camera
 
 _SECONDS_OF_DAY = 86400.0
+_SAME_TIME_DAYS = 1e-6
+"""Times of one exposure, read again, differ by less."""
 
 
 class ImageType(IntEnum):
@@ -87,14 +89,38 @@ def exposure_row(info: BundleInfo, sections: Iterable[StoredSection]) -> dict[st
 
 
 def store_exposure(conn: Connection, row: dict[str, Any]) -> int:
-    """Insert an exposure; filters of sections that came later are added to those it has. Return how many are new."""
+    """Insert an exposure; filters of sections that came later are added to those it has. Return how many are new.
+
+    Raises
+    ------
+    BadInput
+        See `check_identity`.
+    """
     new = insert_rows(conn, "exposures", [row])
+    if not new:
+        check_identity(conn, row["origin_identifier"], row["instrument"], row["mjd"], row["filepath"])
     if row["filter_array"] and not new:
         conn.execute(
             "UPDATE exposures SET modified = now(), filter_array = ARRAY(SELECT DISTINCT f FROM "
             "unnest(filter_array || %(found)s::text[]) f ORDER BY f) WHERE _id = %(id)s AND NOT filter_array @> "
             "%(found)s::text[]", {"found": row["filter_array"], "id": row["_id"]})
     return new
+
+
+def check_identity(conn: Connection, identifier: str, instrument: str, mjd: float, path: str) -> None:
+    """Refuse an exposure that has the name of another one: names of files are the names of exposures.
+
+    Raises
+    ------
+    BadInput
+        The database has an exposure of this name from another camera or another time.
+    """
+    known: Any = conn.execute("SELECT instrument, mjd FROM exposures WHERE origin_identifier = %s",
+                              (identifier,)).fetchone()
+    if known is not None and (known[0] != instrument or abs(known[1] - mjd) > _SAME_TIME_DAYS):
+        raise BadInput(path, "exposure", f"{identifier} of {known[0]} at MJD {known[1]:.6f}, which the database has "
+                       f"under this name (give the file another name, or remove that one: seechange-mpi products "
+                       f"delete {identifier})", f"one of {instrument} at MJD {mjd:.6f}")
 
 
 @lru_cache(maxsize=16)

@@ -160,14 +160,18 @@ class Stages:
         Raises
         ------
         BadInput
-            The exposure is unreadable.
+            The exposure is unreadable, or another one has its name.
         TransientError
             The database does not answer.
         """
+        from seechange_mpi.db.exposures import check_identity
+
         if claim.token:
             self._raise_fence(claim)
         camera = load_camera(claim.instrument)
         exposure = read_exposure_info(claim.path, camera, claim.params)
+        with self.opened() as conn:
+            check_identity(conn, exposure.identifier, camera.name, exposure.mjd, claim.path)
         sections = self._sections(camera, exposure.mjd)
         filters = {s: camera.section(s).filter or exposure.filter for s in sections}
         footprints = section_footprints(exposure, camera)

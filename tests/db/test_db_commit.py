@@ -39,6 +39,14 @@ def two_sections(**more):
     return {"S1": {"ra": 150.0, "dec": 2.0, "at": [A, B]} | more, "S2": {"ra": 150.1, "dec": 2.0, "at": [(150.1, 2.0)]}}
 
 
+def test_an_exposure_with_the_name_of_another_is_refused(conn, bundles):
+    commit(conn, bundles({"S1": {"ra": 150.0, "dec": 2.0, "at": [A]}}))
+    before = dump(conn)
+    with pytest.raises(BadInput, match=r"e1 of simulated at MJD 60000\.000000, which the database has under this name"):
+        commit(conn, bundles({"S1": {"ra": 150.0, "dec": 2.0, "at": [A]}}, mjd=60001.0))
+    assert dump(conn) == before
+
+
 def test_everything_of_a_bundle_is_there(conn, bundles):
     sections = two_sections(bad=[False, True])
     done = commit(conn, bundles(sections), tag="current")
