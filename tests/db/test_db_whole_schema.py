@@ -175,14 +175,15 @@ def test_outlines_touch():
 
 @pytest.mark.db
 def test_uncertainties_reach_their_columns(bundles):
-    from seechange_mpi.db.rows import image_part, sub_part
+    from seechange_mpi.db.rows import section_parts
     from seechange_mpi.io.bundle import read_bundle, read_tables
 
     path = bundles({"S1": {"ra": 150.0, "dec": 2.0, "at": AT}})
     info, (section,) = read_bundle(path), read_tables(path)
     section.products.measurements.table["ra_err"] = 1e-5
-    assert image_part(info, section).rows["zero_points"][0]["dzp"] == 0.01
-    assert np.allclose(sub_part(info, section).measurements.array("ra_err"), 1e-5)
+    image, sub = section_parts(info, section)
+    assert image.rows["zero_points"][0]["dzp"] == 0.01
+    assert np.allclose(sub.measurements.array("ra_err"), 1e-5)
 
 
 def test_reports_name_the_cluster(bundles):

@@ -17,6 +17,7 @@ from seechange_mpi.db.models.base import (
 from seechange_mpi.db.models.bookkeeping import (
     ArchivedFile,
     CalibratorFile,
+    CatalogExcerpt,
     DataFile,
     KnownExposure,
     ProductSet,
@@ -51,8 +52,8 @@ from seechange_mpi.db.models.provenance import CodeVersion, Provenance, Provenan
 from seechange_mpi.db.models.session import SmartSession
 
 __all__ = [
-    "PSF", "ArchivedFile", "Background", "Base", "CalibratorFile", "CodeVersion", "Cutouts", "DataFile", "DeepScore",
-    "DeepScoreSet", "Detections", "Exposure", "FileFormat", "FileOnDiskMixin", "ForcedPhotometry", "FourCorners",
+    "PSF", "ArchivedFile", "Background", "Base", "CalibratorFile", "CatalogExcerpt", "CodeVersion", "Cutouts", "DataFile",
+    "DeepScore", "DeepScoreSet", "Detections", "Exposure", "FileFormat", "FileOnDiskMixin", "ForcedPhotometry", "FourCorners",
     "HasBitFlagBadness", "Image", "ImageCoaddComponent", "ImageSubtractionComponents", "ImageType", "KnownExposure",
     "MeasurementSet", "Measurements", "Object", "ObjectLegacySurveyMatch", "ObjectPosition", "ProductSet",
     "Provenance", "ProvenanceTag", "RefSet", "Reference", "Report", "SmartSession", "SourceList", "SpatiallyIndexed",

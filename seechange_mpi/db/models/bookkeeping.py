@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from seechange_mpi.db import schema
-from seechange_mpi.db.models.base import Base, FileOnDiskMixin, UUIDMixin
+from seechange_mpi.db.models.base import Base, FileOnDiskMixin, SpatiallyIndexed, UUIDMixin
 from seechange_mpi.model.flags import badness_words
 
 
@@ -17,6 +17,12 @@ class CalibratorFile(UUIDMixin, Base):
     """A calibration frame and the dates for which it holds; its file is that of ``datafile_id``."""
 
     __table__ = schema.calibrator_files
+
+
+class CatalogExcerpt(UUIDMixin, FileOnDiskMixin, SpatiallyIndexed, Base):
+    """A region of a star catalogue that has been brought here."""
+
+    __table__ = schema.catalog_excerpts
 
 
 class ArchivedFile(UUIDMixin, Base):
