@@ -52,10 +52,10 @@ from seechange_mpi.db.models.provenance import CodeVersion, Provenance, Provenan
 from seechange_mpi.db.models.session import SmartSession
 
 __all__ = [
-    "PSF", "ArchivedFile", "Background", "Base", "CalibratorFile", "CatalogExcerpt", "CodeVersion", "Cutouts", "DataFile",
-    "DeepScore", "DeepScoreSet", "Detections", "Exposure", "FileFormat", "FileOnDiskMixin", "ForcedPhotometry", "FourCorners",
-    "HasBitFlagBadness", "Image", "ImageCoaddComponent", "ImageSubtractionComponents", "ImageType", "KnownExposure",
-    "MeasurementSet", "Measurements", "Object", "ObjectLegacySurveyMatch", "ObjectPosition", "ProductSet",
-    "Provenance", "ProvenanceTag", "RefSet", "Reference", "Report", "SmartSession", "SourceList", "SpatiallyIndexed",
-    "UUIDMixin", "WorldCoordinates", "ZeroPoint",
+    "PSF", "ArchivedFile", "Background", "Base", "CalibratorFile", "CatalogExcerpt", "CodeVersion", "Cutouts",
+    "DataFile", "DeepScore", "DeepScoreSet", "Detections", "Exposure", "FileFormat", "FileOnDiskMixin",
+    "ForcedPhotometry", "FourCorners", "HasBitFlagBadness", "Image", "ImageCoaddComponent",
+    "ImageSubtractionComponents", "ImageType", "KnownExposure", "MeasurementSet", "Measurements", "Object",
+    "ObjectLegacySurveyMatch", "ObjectPosition", "ProductSet", "Provenance", "ProvenanceTag", "RefSet", "Reference",
+    "Report", "SmartSession", "SourceList", "SpatiallyIndexed", "UUIDMixin", "WorldCoordinates", "ZeroPoint",
 ]
