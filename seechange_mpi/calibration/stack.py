@@ -17,6 +17,7 @@ import numpy.typing as npt
 from seechange_mpi.gpu_kernels.backend import asnumpy, to_backend
 from seechange_mpi.gpu_kernels.combine import combine_clipped
 from seechange_mpi.gpu_kernels.stats import clipped, truncated_variance
+from seechange_mpi.model.processes import began, is_gone
 from seechange_mpi.model.products import F32, F64
 
 _COPIES = 10
@@ -36,7 +37,8 @@ class FrameStack:
     def __init__(self, scratch: Path, shape: tuple[int, int]) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         _clear_orphans(scratch)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"stack-{platform.node()}-{os.getpid()}-", dir=scratch))
+        pid = os.getpid()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"stack-{platform.node()}-{pid}-{began(pid)}-", dir=scratch))
         self.shape = shape
         self.size = 0
 
@@ -85,13 +87,9 @@ class FrameStack:
 def _clear_orphans(scratch: Path) -> None:
     """Remove the stacks of processes of this host that were killed."""
     for folder in scratch.glob(f"stack-{platform.node()}-*"):
-        number = folder.name.rsplit("-", 2)[1]
-        try:
-            os.kill(int(number), 0)
-        except ProcessLookupError:
+        numbers = folder.name.rsplit("-", 3)[1:3]
+        if all(n.isdigit() for n in numbers) and is_gone(*map(int, numbers)):
             shutil.rmtree(folder, ignore_errors=True)
-        except (ValueError, PermissionError):
-            continue
 
 
 @dataclass(slots=True)

@@ -113,7 +113,11 @@ class EmbeddedServer:
         tag = hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
         pointer = self.folder / "location"
         if pointer.is_file():
-            return Path(pointer.read_text().strip())
+            data = self.folder / pointer.read_text().strip()
+            if data.parent.name == "server" and (self.folder / "server" / "data").is_dir():
+                return self.folder / "server" / "data"  # moved or copied with its folder
+            self._check_owner(data, pointer)
+            return data
         home = self.folder / "server"
         if not self._can_reach(self.folder):
             # what is to last does not go to the temporary folder, which is emptied when the machine starts
@@ -127,8 +131,29 @@ class EmbeddedServer:
                               "account can enter")
         os.chown(home, self.user.pw_uid, self.user.pw_gid)
         os.chmod(home, 0o700)
-        pointer.write_text(f"{home / 'data'}\n")
+        inside = home.parent == self.folder
+        if not inside:
+            (home / "owner").write_text(f"{self.folder}\n")
+        pointer.write_text("server/data\n" if inside else f"{home / 'data'}\n")
         return home / "data"
+
+    def _check_owner(self, data: Path, pointer: Path) -> None:
+        """Refuse the data of another working folder, of which this is a copy; a folder that was moved keeps its own.
+
+        Raises
+        ------
+        ConfigError
+            The original is still there.
+        """
+        noted = data.parent / "owner"
+        owner = Path(noted.read_text().strip()) if noted.is_file() else self.folder
+        if owner == self.folder:
+            return
+        original = owner / "location"
+        if original.is_file() and original.read_text() == pointer.read_text():
+            raise ConfigError(f"{self.root} is a copy of {owner.parent}, whose database lies in {data.parent} and was "
+                              f"not copied with it: remove {self.folder} to begin with an empty database")
+        noted.write_text(f"{self.folder}\n")
 
     def _can_reach(self, path: Path) -> bool:
         """Whether the server's account can enter all folders down to `path`."""

@@ -7,27 +7,23 @@ import re
 import socket
 import time
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
+
+from seechange_mpi.model.processes import began, is_gone, namespace
 
 _STALE_S = 6 * 3600.0
 """After this time a draft of another host is nobody's."""
-_FORM = re.compile(r"\..+\.(?P<place>[^.]+)\.(?P<pid>\d+)\.tmp")
+_FORM = re.compile(r"\..+\.(?P<place>[^.]+)\.(?P<pid>\d+)(-(?P<began>\d+))?\.tmp")
 
 
-@lru_cache(maxsize=1)
 def _place() -> str:
-    """Where process ids are valid: host and namespace."""
-    try:
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        namespace = 0
-    return f"{socket.gethostname().split('.')[0]}-{namespace}"
+    """Where process numbers are valid: host and namespace."""
+    return f"{socket.gethostname().split('.')[0]}-{namespace()}"
 
 
 def draft_of(path: Path) -> Path:
     """Return the name under which this process writes a file before it is renamed to `path`."""
-    return path.with_name(f".{path.name}.{_place()}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{_place()}.{os.getpid()}-{began(os.getpid())}.tmp")
 
 
 def clean_leftovers(folder: Path) -> int:
@@ -47,11 +43,5 @@ def clean_leftovers(folder: Path) -> int:
 
 def _gone(path: Path, found: re.Match[str] | None) -> bool:
     if found is not None and found["place"] == _place():
-        try:
-            os.kill(int(found["pid"]), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return is_gone(int(found["pid"]), int(found["began"] or 0))
     return time.time() - path.stat().st_mtime > _STALE_S

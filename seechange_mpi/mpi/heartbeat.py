@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from seechange_mpi.conductor_client.protocol import Claim, WorkSource
+from seechange_mpi.model.processes import began, is_gone, namespace
+
+_OWNER = re.compile(r"(?P<host>[^:]+):(?P<pid>\d+):(?P<space>\d+)(:(?P<began>\d+))?")
 
 
 def owner_name() -> str:
-    """Name of this process as the owner of claims: host, process id, and where that id is valid."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_pid_namespace()}"
-
-
-def _pid_namespace() -> int:
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return 0
+    """Name of this process as the owner of claims: host, process number, where that is valid, when it began."""
+    return f"{socket.gethostname()}:{os.getpid()}:{namespace()}:{began(os.getpid())}"
 
 
 def owner_is_gone(owner: str) -> bool:
     """Whether an owner was a process of this host that no longer exists; False when that cannot be known."""
-    host, *rest = owner.rsplit(":", 2)
-    if len(rest) != 2 or [host, rest[1]] != [socket.gethostname(), str(_pid_namespace())] or not rest[0].isdigit():
+    found = _OWNER.fullmatch(owner)
+    if found is None or (found["host"], int(found["space"])) != (socket.gethostname(), namespace()):
         return False
-    try:
-        os.kill(int(rest[0]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return is_gone(int(found["pid"]), int(found["began"] or 0))
 
 
 class Heartbeats:

@@ -50,8 +50,8 @@ def test_the_result_does_not_depend_on_the_memory(tmp_path):
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path):
-    left = tmp_path / f"stack-{platform.node()}-{2**22 + 1}-abc"  # beyond the largest process id
-    other = tmp_path / "stack-elsewhere-1-abc"
+    left = tmp_path / f"stack-{platform.node()}-{2**22 + 1}-5-abc"  # beyond the largest process id
+    other = tmp_path / "stack-elsewhere-1-5-abc"
     for folder in (left, other):
         folder.mkdir()
     with FrameStack(tmp_path, (4, 4)), FrameStack(tmp_path, (4, 4)):

@@ -213,7 +213,26 @@ def test_root_puts_the_data_where_another_account_can_reach_them():
         assert EmbeddedServer(root).data == server.data
         with server.in_use() as url:
             assert answer(url)
+        shutil.copytree(root, root.with_name("copy"))
+        with pytest.raises(ConfigError, match=r"copy is a copy of .*private, whose database lies in .* was not copied"):
+            EmbeddedServer(root.with_name("copy"))
+        root.rename(root.with_name("moved"))
+        moved = EmbeddedServer(root.with_name("moved"))
+        assert moved.data == server.data
+        with moved.in_use() as url:
+            assert answer(url)
         shutil.rmtree(server.data.parent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another account")
+def test_data_inside_a_folder_move_with_it(tmp_path):
+    tmp_path.chmod(0o755)
+    server = EmbeddedServer(tmp_path / "w")
+    if tmp_path not in server.data.parents:
+        pytest.skip("the temporary folder is closed to other accounts")
+    server.data.mkdir()
+    (tmp_path / "w").rename(tmp_path / "v")
+    assert EmbeddedServer(tmp_path / "v").data == tmp_path / "v" / "postgres" / "server" / "data"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs another account")

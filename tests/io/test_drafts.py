@@ -38,6 +38,17 @@ def test_the_draft_of_a_living_writer_stays_and_that_of_a_killed_one_goes(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_draft_of_a_killed_writer_goes_though_its_number_is_used_again(tmp_path):
+    own = draft_of(tmp_path / "S1")
+    *start, number, end = own.name.split(".")
+    pid, began = number.split("-")
+    former = own.with_name(".".join([*start, f"{pid}-{int(began) - 1}", end]))
+    for path in (own, former):
+        path.write_bytes(b"half")
+    assert clean_leftovers(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == [own]
+
+
 def test_the_draft_of_another_host_stays_for_hours(tmp_path):
     own = draft_of(tmp_path / "S1")
     place = own.name.split(".")[2]

@@ -19,6 +19,7 @@ from surveys import TINY_CAMERA, Survey
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.db.engine import server
 from seechange_mpi.db.queue import LocalQueue
+from seechange_mpi.db.server import EmbeddedServer
 from seechange_mpi.io.bundle import read_bundle, read_section, validate_bundle
 from seechange_mpi.io.shard import scan_shards
 from seechange_mpi.model.task import STEPS
@@ -64,7 +65,10 @@ def begun(survey, tmp_path_factory) -> Path:
 
 
 def copied(begun: Path, survey: Survey, folder: Path) -> Path:
-    shutil.copytree(begun, folder)
+    """Copy the folder and the database, wherever that lies; it is not running."""
+    shutil.copytree(begun, folder, ignore=shutil.ignore_patterns("postgres"))
+    data = EmbeddedServer(folder).data
+    subprocess.run(["cp", "-a", EmbeddedServer(begun).data, data], check=True)
     return survey.config(folder)
 
 

@@ -102,8 +102,9 @@ def test_an_owner_is_gone_only_when_that_is_certain():
     assert not owner_is_gone(owner_name())
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    host, _, namespace = owner_name().rsplit(":", 2)
-    assert owner_is_gone(f"{host}:{child.pid}:{namespace}")
-    assert not owner_is_gone(f"elsewhere:{child.pid}:{namespace}")
-    assert not owner_is_gone(f"{host}:{child.pid}:1")
+    host, pid, namespace, began = owner_name().rsplit(":", 3)
+    assert owner_is_gone(f"{host}:{child.pid}:{namespace}:{began}")
+    assert owner_is_gone(f"{host}:{pid}:{namespace}:{int(began) - 1}"), "its number is used again"
+    assert not owner_is_gone(f"elsewhere:{child.pid}:{namespace}:{began}")
+    assert not owner_is_gone(f"{host}:{child.pid}:1:{began}")
     assert not owner_is_gone("someone")
