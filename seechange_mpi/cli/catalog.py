@@ -25,8 +25,11 @@ def build(
     order: Annotated[int, typer.Option("--order", min=0, max=10, help="HEALPix order of the cells.")] = 5,
     max_mag: Annotated[float | None, typer.Option("--max-mag", help="Leave out fainter stars.")] = None,
     min_mag: Annotated[float | None, typer.Option("--min-mag", help="Leave out brighter stars.")] = None,
-    mag: Annotated[str, typer.Option("--mag", help="Magnitude that the limits apply to.")] = "g",
+    mag: Annotated[str | None, typer.Option("--mag", help="Magnitude that the limits apply to; default: g, of sources "
+                                                          "mag.")] = None,
     keep: Annotated[str | None, typer.Option("--keep", help="Magnitudes to keep, e.g. g,bp,rp.")] = None,
+    sources: Annotated[bool, typer.Option("--sources", help="For objects.crossmatch_catalog: keep id, mag, is_star "
+                                                            "and xgboost in place of bands.")] = False,
     chunk_rows: Annotated[int, typer.Option("--chunk-rows", min=1000, help="Rows in memory at a time.")] = 200_000,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -38,6 +41,9 @@ def build(
 
     The folder appears when it is complete; a build that was interrupted goes on where it stopped when the same
     command is given again. Columns and units are mapped by catalog.columns and catalog.units.
+
+    \b
+    seechange-mpi catalog build /data/legacy --from 'sweep-*.fits' --sources
     """
     from seechange_mpi.io.catalog_build import BuildOptions, build_folder
     from seechange_mpi.model.errors import ConfigError
@@ -50,8 +56,16 @@ def build(
             raise ConfigError(f"--from {pattern}: no such files")
         paths += [Path(p) for p in found]
     spec = {k: v for k, v in settings.model_dump().items() if k in ("columns", "angle_unit", "units", "ref_epoch")}
-    options = BuildOptions(order, min_mag, max_mag, mag, spec, chunk_rows,
-                           tuple(k.strip() for k in keep.split(",")) if keep else ())
+    kept = tuple(k.strip() for k in keep.split(",")) if keep else ()
+    if sources:
+        from seechange_mpi.io.source_catalog import columns_of_file
+
+        columns = columns_of_file(paths[0]) | settings.columns
+        if "id" not in columns:
+            raise ConfigError(f"--sources: {paths[0]} has no column of ids; name it: --set catalog.columns.id=COLUMN")
+        spec["columns"] = columns
+        kept = kept or tuple(k for k in ("mag", "is_star", "xgboost") if k in columns)
+    options = BuildOptions(order, min_mag, max_mag, mag or ("mag" if sources else "g"), spec, chunk_rows, kept)
     index = build_folder(out, list(dict.fromkeys(paths)), options, typer.echo)
     typer.echo(f"{out}: {index.rows} stars in {len(index.cells)} cells of order {index.order}")
 

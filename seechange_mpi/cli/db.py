@@ -95,8 +95,10 @@ def commit(
 
     With --pending the exit code is 4 if something pending could not be committed.
     """
-    from seechange_mpi.db.engine import server, session
+    from seechange_mpi.db.crossmatch import AfterCommit
+    from seechange_mpi.db.engine import server
     from seechange_mpi.db.pending import PendingCommits, commit_one, said
+    from seechange_mpi.io.bundle import read_bundle
     from seechange_mpi.model.errors import ConfigError, ExitCode
 
     resolved = load_config(config, set_)
@@ -113,7 +115,9 @@ def commit(
         return int(ExitCode.OK if whole else ExitCode.EXPOSURE_FAILED)
     if not bundles:
         raise ConfigError("no bundle is named; name some, or --pending for all that the database does not have")
-    with session(resolved) as conn:
+    with server(resolved) as opened, opened() as conn:
+        match = AfterCommit(resolved, opened, lambda line: typer.echo(line, err=True))
         for path in bundles:
             typer.echo(f"{path.name}: {said(commit_one(conn, resolved, path, replace=replace))}")
+            match(read_bundle(path).exposure.identifier)
     return int(ExitCode.OK)

@@ -13,7 +13,8 @@ from seechange_mpi.cli.common import ConfigOption, SetOption, load_config
 if TYPE_CHECKING:
     from seechange_mpi.pipeline.forced import ForcedTask
 
-app = typer.Typer(help="Objects in the database: list, show, position, light curve, forced photometry.",
+app = typer.Typer(help="Objects in the database: list, show, position, light curve, forced photometry, what is "
+                       "near them in a catalogue.",
                   no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 Name = Annotated[str, typer.Argument(metavar="NAME|ID", help="Name as in 'object list', or id. Case, spaces and "
                                                              "underscores of names do not matter.")]
@@ -66,9 +67,14 @@ def _place(near: str | None, radius: float) -> tuple[float, float, float] | None
     return ra % 360.0, dec, radius
 
 
+_SHOWN = 10
+"""Most matches that 'object show' lists."""
+
+
 @app.command()
 def show(name: Name, config: ConfigOption = None, set_: SetOption = None) -> None:
-    """Show one object: where it is, how well that is known, and what there is of it."""
+    """Show one object: where it is, how well that is known, what there is of it, and what a catalogue has nearby."""
+    from seechange_mpi.db.crossmatch import matches_of
     from seechange_mpi.db.engine import session
     from seechange_mpi.db.lightcurve import light_curve
     from seechange_mpi.db.objects import find_objects
@@ -78,6 +84,7 @@ def show(name: Name, config: ConfigOption = None, set_: SetOption = None) -> Non
         found = find_objects(conn, [name])[0]
         mean: Any = newest_position(conn, found.id)
         table = light_curve(conn, found.id)
+        near = matches_of(conn, found.id)
     typer.echo(f"{found.name}  {found.id}{'  marked as bad' if found.is_bad else ''}"
                f"{'  of a test' if found.is_test else ''}")
     typer.echo(f"  founded at   {found.ra:.7f} {found.dec:+.7f}")
@@ -92,6 +99,52 @@ def show(name: Name, config: ConfigOption = None, set_: SetOption = None) -> Non
         if len(rows):
             typer.echo(f"  {kind:<12} {len(rows)} in {', '.join(sorted(set(rows['filter'])))}, "
                        f"mjd {rows['mjd'].min():.3f} to {rows['mjd'].max():.3f}, {int(rows['is_bad'].sum())} bad")
+    for m in near[:_SHOWN]:
+        kind = "unknown" if m.is_star is None else "star" if m.is_star else "galaxy"
+        sure = "" if m.star_probability is None else f" (star: {m.star_probability:.2f})"
+        mag = "" if m.mag is None else f", mag {m.mag:.2f}"
+        typer.echo(f"  near         {m.dist:.2f}\" {kind}{sure}{mag}, {m.ra:.6f} {m.dec:+.6f}, id {m.source_id}")
+    if len(near) > _SHOWN:
+        typer.echo(f"  near         and {len(near) - _SHOWN} more")
+
+
+@app.command()
+def match(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME|ID]...", help="Objects to match anew.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Match all objects anew.")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Match the objects that have no match.")] = False,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Note which stars and galaxies of a catalogue (objects.crossmatch_catalog) lie near objects.
+
+    A run does this by itself after each commit, for objects without a match. With --missing the same is done for all of
+    them: objects that were founded before there was a catalogue, or while it was away. With names or --all what was
+    noted is replaced: do that after the catalogue or objects.crossmatch_radius_arcsec has changed. Objects of tests
+    are left out. The exit code is 2 if there is no catalogue, 4 if it cannot be read.
+
+    \b
+    seechange-mpi object match --missing --set objects.crossmatch_catalog=/data/legacy
+    """
+    from seechange_mpi.db.crossmatch import Crossmatcher
+    from seechange_mpi.db.engine import session
+    from seechange_mpi.db.objects import find_objects
+    from seechange_mpi.model.errors import ConfigError
+
+    if bool(names) + everything + missing != 1:
+        raise ConfigError("name objects, or give one of --all and --missing")
+    resolved = load_config(config, set_)
+    matcher = Crossmatcher(resolved.settings.objects)
+    with session(resolved) as conn:
+        if names:
+            chosen = find_objects(conn, names)
+            tests = [o.name for o in chosen if o.is_test]
+            if tests:
+                raise ConfigError(f"{', '.join(tests)}: objects of tests are not matched")
+            done = matcher.named(conn, [o.id for o in chosen])
+        else:
+            done = matcher.all(conn, missing=missing)
+    typer.echo(str(done))
 
 
 @app.command()

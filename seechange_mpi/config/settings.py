@@ -102,6 +102,10 @@ class ObjectSettings(Parameters):
                            pattern="^[A-Za-z][A-Za-z0-9]*$")
     max_new_per_exposure: int = par(100_000, "refuse to commit an exposure that would make more new objects",
                                     critical=False, ge=1)
+    crossmatch_catalog: str | None = par(
+        None, "stars and galaxies near new objects are noted after the commit: FITS or Parquet file, or a folder made "
+              "by 'seechange-mpi catalog build --sources', with ra, dec, id, mag, is_star; null = none", critical=False)
+    crossmatch_radius_arcsec: float = par(20.0, "how near", unit="arcsec", critical=False, gt=0, le=600)
 
 
 class QueueSettings(Parameters):

@@ -18,6 +18,25 @@ def unit_vectors(ra: npt.ArrayLike, dec: npt.ArrayLike) -> F64:
     return np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=-1).reshape(-1, 3)
 
 
+def neighbours(first: F64, second: F64, radius_arcsec: float
+               ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], F64]:
+    """Find all pairs of unit vectors within a radius: by `first`, then by distance (then by `second`).
+
+    Returns
+    -------
+    indices into `first` and `second`, and distances [arcsec].
+    """
+    if len(first) == 0 or len(second) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    # a little more, so that rounding loses none at the very edge; distances then decide
+    chord = 2 * np.sin(np.deg2rad(radius_arcsec / 3600) / 2) + 1e-15
+    pairs = cKDTree(first).sparse_distance_matrix(cKDTree(second), chord, output_type="ndarray")
+    angle = np.rad2deg(2 * np.arcsin(np.clip(pairs["v"] / 2, 0, 1))) * 3600
+    order = np.lexsort((pairs["j"], angle, pairs["i"]))
+    order = order[angle[order] <= radius_arcsec]
+    return pairs["i"][order].astype(np.int64), pairs["j"][order].astype(np.int64), angle[order]
+
+
 def assign(first: F64, second: F64, radius_arcsec: float, errors: tuple[F64, F64] | None = None
            ) -> npt.NDArray[np.int64]:
     """Match unit vectors one-to-one within a radius, as many pairs as possible at the least summed cost.

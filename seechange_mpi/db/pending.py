@@ -12,6 +12,7 @@ from uuid import UUID
 
 from seechange_mpi.config.resolve import Config
 from seechange_mpi.db.commit import CommitResult, commit_bundle
+from seechange_mpi.db.crossmatch import AfterCommit
 from seechange_mpi.db.linking import Linkage
 from seechange_mpi.db.queue import LocalQueue
 from seechange_mpi.instruments.camera import load_camera
@@ -179,6 +180,7 @@ class PendingCommits:
                  tell: Callable[[str], None]) -> None:
         self.config, self.opened, self.owner, self.is_gone, self.tell = config, opened, owner, is_gone, tell
         self.queue = LocalQueue(opened)
+        self._match = AfterCommit(config, opened, tell)
 
     def run(self, places: Sequence[Path], *, replace: bool = False) -> bool:
         """Commit what is pending; return whether all of it was.
@@ -230,6 +232,7 @@ class PendingCommits:
         if claim is not None:
             self._release(claim, bundle)
         self.tell(f"{bundle.path.name}: {said(done)}")
+        self._match(bundle.identifier)
         return True
 
     def _release(self, claim: Claim, bundle: BundleSets) -> None:

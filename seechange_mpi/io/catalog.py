@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from seechange_mpi.io.catalog_files import OpenTable, floats, open_table
+from seechange_mpi.io.catalog_files import OpenTable, floats, open_table, whole_numbers
 from seechange_mpi.model.errors import BadInput, ConfigError
 
 F64 = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ EXCERPT_SUFFIX = ".excerpt.fits"
 """Files of `catalog_excerpt`."""
 ASTROMETRY = ("parallax", "ra_error", "dec_error", "pmra_error", "pmdec_error", "ruwe")
 """Columns beside position and proper motion that are no magnitudes."""
-_NO_MAGNITUDE = ("ra", "dec", "pmra", "pmdec", "ref_epoch", *ASTROMETRY)
+_NO_MAGNITUDE = ("ra", "dec", "pmra", "pmdec", "ref_epoch", "id", *ASTROMETRY)
 _UNITS = {"ra": "deg", "dec": "deg", "pmra": "mas/yr", "pmdec": "mas/yr", "parallax": "mas", "ra_error": "mas",
           "dec_error": "mas", "pmra_error": "mas/yr", "pmdec_error": "mas/yr"}
 _MJD_J2000 = 51544.5
@@ -69,6 +69,7 @@ class CatalogTable:
     columns : our name -> the file's column.
     astrometry : dict, name of `ASTROMETRY` -> (n,) float64 [mas, mas/yr, or none], NaN where unknown; ra_error
         includes cos(dec).
+    ids : (n,) int64, numbers of the sources in their survey; None where no column ``id`` was asked for.
     """
 
     ra: F64
@@ -83,6 +84,7 @@ class CatalogTable:
     radius_deg: float = 180.0
     columns: dict[str, str] = field(default_factory=dict)
     astrometry: dict[str, F64] = field(default_factory=dict)
+    ids: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ra)
@@ -139,7 +141,8 @@ class CatalogTable:
         return CatalogTable(
             self.ra[rows], self.dec[rows], self.pmra[rows], self.pmdec[rows],
             {k: v[rows] for k, v in self.mags.items()}, self.ref_epoch[rows], self.path, self.rows_in_file,
-            self.centre_deg, self.radius_deg, dict(self.columns), {k: v[rows] for k, v in self.astrometry.items()})
+            self.centre_deg, self.radius_deg, dict(self.columns), {k: v[rows] for k, v in self.astrometry.items()},
+            None if self.ids is None else self.ids[rows])
 
     def magnitude(self, name: str) -> F64:
         """Return a magnitude, or a colour: ``bp_rp`` is the column or the difference ``bp`` - ``rp``.
@@ -185,7 +188,8 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
     spec : mapping
         ``path`` (a file, see `catalog_files.open_table`, a folder of `catalog_folder`, an excerpt), or ``url`` (see
         `catalog_http.fetch_cone`); ``columns`` (our name ->
-        column of the file; names that are not positions, motions or their errors are magnitudes), ``angle_unit``
+        column of the file; ``id`` is a whole number, names that are not positions, motions or their errors are
+        magnitudes), ``angle_unit``
         (``deg`` or ``rad``, of ra and dec), ``units`` (our name -> unit of its column, where the file does not tell
         it), ``ref_epoch`` [yr], ``min_mag``, ``max_mag``.
     ra, dec : float
@@ -272,7 +276,8 @@ def table_to_catalog(table: OpenTable, path: Path | str, spec: Mapping[str, Any]
         ra=np.mod(all_ra[keep], 360.0), dec=all_dec[keep], pmra=values("pmra", 0.0), pmdec=values("pmdec", 0.0),
         mags=mags, ref_epoch=epoch, path=str(path), rows_in_file=len(all_ra), centre_deg=centre,
         radius_deg=radius_deg, columns=chosen,
-        astrometry={name: values(name, np.nan) for name in ASTROMETRY if name in chosen})
+        astrometry={name: values(name, np.nan) for name in ASTROMETRY if name in chosen},
+        ids=whole_numbers(table.column(chosen["id"])[keep], path, chosen["id"]) if "id" in chosen else None)
 
 
 def _converted(values: F64, unit: str, name: str) -> F64:

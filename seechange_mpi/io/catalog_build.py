@@ -134,7 +134,7 @@ class _Journal:
 
 
 def _row_type(columns: Sequence[str]) -> np.dtype[Any]:
-    return np.dtype([(c, "<f8" if c in _WIDE else "<f4") for c in columns])
+    return np.dtype([(c, "<i8" if c == "id" else "<f8" if c in _WIDE else "<f4") for c in columns])
 
 
 def _spool_file(path: Path, options: BuildOptions, journal: _Journal) -> int:

@@ -131,3 +131,27 @@ def floats(values: Any) -> F64:
     if np.ma.isMaskedArray(values):
         return np.asarray(np.ma.filled(values.astype(np.float64), np.nan))
     return np.asarray(values).astype(np.float64)
+
+
+def whole_numbers(values: Any, path: Path | str, column: str) -> npt.NDArray[np.int64]:
+    """Int64; floats only where each is the one number it can stand for.
+
+    Raises
+    ------
+    BadInput
+        Values are missing, fractions, texts, or too large.
+    """
+    array = np.ma.getdata(values)
+    if np.ma.is_masked(values):
+        problem = "missing ones"
+    elif array.dtype.kind not in "iuf":
+        problem = "texts" if array.dtype.kind in "SUO" else f"values of type {array.dtype}"
+    elif array.dtype.kind == "f" and not np.all(np.abs(array) < 2.0**53):
+        problem = "missing ones, or floats too large to be exact (write them as integers, in FITS or Parquet)"
+    elif array.dtype.kind == "f" and np.any(array != np.floor(array)):
+        problem = "fractions"
+    elif array.dtype.kind == "u" and np.any(array > np.iinfo(np.int64).max):
+        problem = "larger ones"
+    else:
+        return np.asarray(array).astype(np.int64)
+    raise BadInput(path, f"column '{column}'", "whole numbers of at most 64 bits with a sign", problem)

@@ -133,7 +133,8 @@ def read_folder(folder: Path, ra: float, dec: float, radius_deg: float) -> Catal
 def _empty(folder: Path, index: FolderIndex) -> CatalogTable:
     from seechange_mpi.io.star_file import stars_from
 
-    return stars_from({n: np.zeros(0) for n in index.columns}, str(folder), index.rows)
+    return stars_from({n: np.zeros(0, np.int64 if n == "id" else np.float64) for n in index.columns}, str(folder),
+                      index.rows)
 
 
 def damaged_cells(folder: Path) -> list[str]:

@@ -21,12 +21,14 @@ from seechange_mpi.model.errors import BadInput, TransientError
 F64 = npt.NDArray[np.float64]
 _FIXED = ("ra", "dec", "pmra", "pmdec", "ref_epoch")
 COLUMN_UNITS = {"ra": "deg", "dec": "deg", "pmra": "mas/yr", "pmdec": "mas/yr", "parallax": "mas", "ra_error": "mas",
-                "dec_error": "mas", "pmra_error": "mas/yr", "pmdec_error": "mas/yr", "ref_epoch": "yr", "ruwe": ""}
+                "dec_error": "mas", "pmra_error": "mas/yr", "pmdec_error": "mas/yr", "ref_epoch": "yr", "ruwe": "",
+                "id": "", "is_star": "", "xgboost": ""}
 
 
-def columns_of(stars: CatalogTable) -> dict[str, F64]:
+def columns_of(stars: CatalogTable) -> dict[str, npt.NDArray[Any]]:
     """Return all columns by our names, magnitudes last."""
-    return {name: getattr(stars, name) for name in _FIXED} | stars.astrometry | stars.mags
+    ids = {} if stars.ids is None else {"id": stars.ids}
+    return {name: getattr(stars, name) for name in _FIXED} | ids | stars.astrometry | stars.mags
 
 
 def sorted_by_declination(stars: CatalogTable) -> CatalogTable:
@@ -85,14 +87,15 @@ def star_file_bytes(columns: Mapping[str, npt.NDArray[Any]], cards: Mapping[str,
     from astropy.io import fits
 
     order = np.lexsort((columns["ra"], columns["dec"]))
-    rows = np.empty(len(order), [(n, ">f8" if v.dtype.itemsize == 8 else ">f4") for n, v in columns.items()])
+    kinds = {n: ">i8" if n == "id" else ">f8" if v.dtype.itemsize == 8 else ">f4" for n, v in columns.items()}
+    rows = np.empty(len(order), list(kinds.items()))
     for name, values in columns.items():
         rows[name] = values[order]
     header = fits.Header([("XTENSION", "BINTABLE"), ("BITPIX", 8), ("NAXIS", 2), ("NAXIS1", rows.dtype.itemsize),
                           ("NAXIS2", len(rows)), ("PCOUNT", 0), ("GCOUNT", 1), ("TFIELDS", len(columns))])
     for k, name in enumerate(columns, 1):
         header[f"TTYPE{k}"] = name
-        header[f"TFORM{k}"] = "D" if rows.dtype[name].itemsize == 8 else "E"
+        header[f"TFORM{k}"] = {">i8": "K", ">f8": "D", ">f4": "E"}[kinds[name]]
         if COLUMN_UNITS.get(name, "mag"):
             header[f"TUNIT{k}"] = COLUMN_UNITS.get(name, "mag")
     header["EXTNAME"] = "STARS"
@@ -122,7 +125,9 @@ def read_star_file(path: Path, cone: tuple[float, float, float] | None = None) -
             dec = data["dec"]
             if cone is not None:
                 rows = slice(*np.searchsorted(dec, [cone[1] - cone[2] - 1e-9, cone[1] + cone[2] + 1e-9]))
-            columns = {name: floats(data[name][rows]) for name in table.columns.names}
+            columns: dict[str, npt.NDArray[Any]] = {
+                name: data[name][rows].astype(np.int64) if name == "id" else floats(data[name][rows])
+                for name in table.columns.names}
             cards = dict(header.items())
             total = len(data)
     except (OSError, KeyError, ValueError, TypeError, Warning) as err:
@@ -136,15 +141,15 @@ def read_star_file(path: Path, cone: tuple[float, float, float] | None = None) -
     return stars, cards
 
 
-def stars_from(columns: Mapping[str, F64], path: str, rows_in_file: int) -> CatalogTable:
+def stars_from(columns: Mapping[str, npt.NDArray[Any]], path: str, rows_in_file: int) -> CatalogTable:
     """Return a `CatalogTable` of columns under our names."""
     n = len(columns["ra"])
     return CatalogTable(
         columns["ra"], columns["dec"], np.nan_to_num(columns.get("pmra", np.zeros(n))),
         np.nan_to_num(columns.get("pmdec", np.zeros(n))),
-        {k: v for k, v in columns.items() if k not in _FIXED and k not in ASTROMETRY},
+        {k: v for k, v in columns.items() if k not in (*_FIXED, *ASTROMETRY, "id")},
         columns.get("ref_epoch", np.full(n, 2016.0)), path, rows_in_file, columns={k: k for k in columns},
-        astrometry={k: v for k, v in columns.items() if k in ASTROMETRY})
+        astrometry={k: v for k, v in columns.items() if k in ASTROMETRY}, ids=columns.get("id"))
 
 
 def join(parts: list[CatalogTable], path: str, rows_in_file: int) -> CatalogTable:

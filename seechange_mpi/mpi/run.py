@@ -109,6 +109,10 @@ def run_batch(config: Config, opened: Callable[[], Connection], source: WorkSour
     stages = Stages(config, opened, patient, request.options, observer.note)
     stages.out_of_time = lambda: deadline.left_s() < 2.0
     stages.log = log
+    if config.settings.objects.crossmatch_catalog:
+        from seechange_mpi.db.crossmatch import AfterCommit
+
+        stages.match = AfterCommit(config, opened, observer.note, stages.out_of_time)
     stop.on_term = lambda: tell_lost_ranks(folder) if comm.size > 1 else None
     predictor = Predictor(settings.section_guess_s)
     memory = config.root / "runs" / "durations.json"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 Kind = Literal["start", "end", "claim", "prepared", "section_begin", "step_begin", "step_end", "section_end", "bundle",
-               "commit", "release", "give_back", "drain", "warning", "lost", "heartbeat_lost"]
+               "commit", "match", "release", "give_back", "drain", "warning", "lost", "heartbeat_lost"]
 Level = Literal["info", "warning", "error"]
 Record = dict[str, Any]
 """One line: ``t`` [s since 1970], ``rank``, ``host``, ``pid``, ``kind``, and what is not empty of ``level`` (info is
@@ -36,6 +36,7 @@ KINDS: dict[Kind, str] = {
     "section_end": "a section ended; figures: status, seconds, error",
     "bundle": "the bundle of an exposure was written; figures: seconds, bundle",
     "commit": "an exposure was committed; figures: seconds, bundle",
+    "match": "the objects of a committed exposure were looked up in a catalogue; figures: seconds, bundle",
     "release": "a claim was released; figures: state",
     "give_back": "a claim was given back; figures: message",
     "drain": "nothing new is begun any more; figures: message",

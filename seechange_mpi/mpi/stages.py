@@ -119,6 +119,8 @@ class Stages:
         self.log = RunLog(None, 0)
         self.archive: Callable[[str], None] = lambda _identifier: None
         """Told of every committed exposure."""
+        self.match: Callable[[str], object] | None = None
+        """Told of it afterwards, to look its objects up in a catalogue; takes its time, and never fails."""
 
         self.brings_inputs = True
         """Bring shards that sections need back from the archive before they begin."""
@@ -273,6 +275,9 @@ class Stages:
         result.state = state_of(prepared, result, nothing_new=unchanged and not result.outcomes)
         self._release(claim, prepared, result)
         self.archive(prepared.exposure.identifier)
+        if self.match is not None:
+            with self._timed("match", claim.identifier, path):
+                self.match(prepared.exposure.identifier)
         if self.options.report and (fresh or not path.with_suffix(".html").is_file()):
             self._write_report(path, result)
 

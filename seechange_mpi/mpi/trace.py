@@ -100,7 +100,7 @@ class _Builder:
                                                    record, PREPARE_ROW)
         elif kind == "bundle" and "seconds" not in record:
             self.finishing[exposure] = record
-        elif kind in ("bundle", "commit") and "seconds" in record:
+        elif kind in ("bundle", "commit", "match") and "seconds" in record:
             self.finishing.pop(exposure, None)
             self._finish(f"{kind} {exposure}", record["t"] - record["seconds"], record)
         else:
