@@ -151,8 +151,10 @@ class Crossmatcher:
         assert found.ids is not None
         i, j, dist = neighbours(unit_vectors(objects["ra"], objects["dec"]), unit_vectors(found.ra, found.dec),
                                 self.radius_arcsec)
-        _, first = np.unique(np.stack([i, found.ids[j]], axis=1), axis=0, return_index=True)
-        i, j, dist = i[np.sort(first)], j[np.sort(first)], dist[np.sort(first)]
+        order = np.lexsort((found.ids[j], i))  # stable: the nearer one of two with one id comes first
+        i, j, dist = i[order], j[order], dist[order]
+        first = (np.diff(i, prepend=-1) != 0) | np.append(True, np.diff(found.ids[j]) != 0)[:len(i)]
+        i, j, dist = i[first], j[first], dist[first]
         ids, sources = objects["_id"][i], found.ids[j]
         figures = {"white_mag": source_magnitude(found)[j], "xgboost": star_probability(found)[j],
                    "is_star": star_flag(found)[j]}
