@@ -165,7 +165,11 @@ def _show_stars(spec: dict[str, object], cone: tuple[float, float, float], rows:
     order = np.argsort(np.nan_to_num(brightness(stars), nan=99.0), kind="stable")[:rows]
     names = [n for n in columns if n != "ref_epoch"]
     if len(order):
-        typer.echo("  " + "  ".join(f"{n[:11]:>11}" for n in names))
+        typer.echo("  " + "  ".join(f"{n[:11]:>{_formats(n)[0]}}" for n in names))
     for k in order:
-        typer.echo("  " + "  ".join(f"{columns[n][k]:11.6f}" if n in ("ra", "dec") else f"{columns[n][k]:11.3f}"
-                                    for n in names))
+        typer.echo("  " + "  ".join(f"{columns[n][k]:{''.join(_formats(n))}}" for n in names))
+
+
+def _formats(name: str) -> tuple[str, str]:
+    """Width and format of a column."""
+    return ("19", "d") if name == "id" else ("11", ".6f" if name in ("ra", "dec") else ".3f")

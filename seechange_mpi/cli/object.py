@@ -118,8 +118,8 @@ def match(
 ) -> None:
     """Note which stars and galaxies of a catalogue (objects.crossmatch_catalog) lie near objects.
 
-    A run does this by itself after each commit, for objects without a match. With --missing the same is done for all of
-    them: objects that were founded before there was a catalogue, or while it was away. With names or --all what was
+    A run does this by itself after each commit, for new objects. With --missing it is done for all that have no match:
+    those that were founded before there was a catalogue, or while it was away. With names or --all what was
     noted is replaced: do that after the catalogue or objects.crossmatch_radius_arcsec has changed. Objects of tests
     are left out. The exit code is 2 if there is no catalogue, 4 if it cannot be read.
 

@@ -37,10 +37,12 @@ _GROUP_ORDER = 5
 _OBJECT = {"_id": ("o._id", "V16"), "ra": ("o.ra", "f8"), "dec": ("o.dec", "f8"), "healpix": ("o.healpix", "i8")}
 _UNMATCHED = f"NOT EXISTS (SELECT 1 FROM {TABLE} t WHERE t.object_id = o._id)"
 _OF_EXPOSURE = (
-    "FROM (SELECT DISTINCT m.object_id FROM images i JOIN detections d ON d.image_id = i._id "
+    "FROM (SELECT DISTINCT m.object_id, s.created_at FROM images i JOIN detections d ON d.image_id = i._id "
     "JOIN cutouts c ON c.detections_id = d._id JOIN measurement_sets s ON s.cutouts_id = c._id "
     "JOIN measurements m ON m.measurementset_id = s._id WHERE i.exposure_id = {exposure} "
-    f"AND m.object_id IS NOT NULL) k JOIN objects o ON o._id = k.object_id WHERE NOT o.is_test AND {_UNMATCHED}")
+    "AND m.object_id IS NOT NULL) k JOIN objects o ON o._id = k.object_id AND o.created_at = k.created_at "
+    f"WHERE NOT o.is_test AND {_UNMATCHED}")
+"""Objects that were founded by the transaction that committed the measurements."""
 _Objects = npt.NDArray[Any]
 """Structured: ``_id`` (V16), ``ra``, ``dec`` [deg], ``healpix``."""
 
@@ -93,7 +95,7 @@ class Crossmatcher:
         self.radius_arcsec, self.stop = settings.crossmatch_radius_arcsec, stop
 
     def exposure(self, conn: Connection, identifier: str) -> Matched:
-        """Look up the objects of an exposure that have no match: its new ones, and what was missed earlier.
+        """Look up the objects that an exposure has founded, those that have no match.
 
         Raises
         ------

@@ -225,8 +225,8 @@ def read_catalog(spec: Mapping[str, Any], ra: float, dec: float, radius_deg: flo
 
 
 def brightness(catalog: CatalogTable) -> F64:
-    """Return the magnitudes by which a catalogue is ordered: G, else RP, BP, else the first by name, else zeros."""
-    name = next((k for k in ("g", "rp", "bp", *sorted(catalog.mags)) if k in catalog.mags), None)
+    """Return the magnitudes by which a catalogue is ordered: G, else RP, BP, mag, the first by name, zeros."""
+    name = next((k for k in ("g", "rp", "bp", "mag", *sorted(catalog.mags)) if k in catalog.mags), None)
     return catalog.mags[name] if name else np.zeros(len(catalog))
 
 

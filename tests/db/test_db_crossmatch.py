@@ -112,8 +112,11 @@ def test_only_new_objects_and_none_of_tests(conn, commit, settings):
     matcher = Crossmatcher(settings)
     commit(HERE)
     matcher.exposure(conn, "e1")
+    conn.execute("DELETE FROM object_legacy_survey_match")  # HERE is e1's object, also where it has no match
     commit(HERE, FAR, name="e2", mjd=60001.0)
     assert matcher.exposure(conn, "e2").objects == 1
+    assert rows(conn) == FOUND[2:]
+    assert matcher.exposure(conn, "e1").objects == 1
     commit((150.0, 2.0 + 2 * ARCSEC), name="t1", mjd=60002.0, testing=True)
     assert conn.execute("SELECT count(*) FROM objects WHERE is_test").fetchone() == (1,)
     assert matcher.exposure(conn, "t1").objects == 0
@@ -148,9 +151,13 @@ def test_all_objects_in_batches_are_those_of_brute_force(conn, commit, tmp_path,
         assert dist == pytest.approx(truth[k, lsid], abs=1e-6)
 
 
-def test_a_folder_gives_what_the_file_gives(conn, commit, catalog, tmp_path, settings):
+def test_a_folder_gives_what_the_file_gives(conn, commit, catalog, tmp_path, settings, capsys):
     folder = tmp_path / "folder"
     assert run_cli("catalog", "build", folder, "--from", catalog, "--sources", "--order", 8) == 0
+    capsys.readouterr()
+    assert run_cli("catalog", "show", folder, "--ra", 150, "--dec", 2, "--radius", 0.002) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[4] for line in shown[-3:]] == ["id", str(BIG + 2), str(BIG)]
     commit(HERE, FAR)
     Crossmatcher(settings.model_copy(update={"crossmatch_catalog": str(folder)})).exposure(conn, "e1")
     assert rows(conn) == FOUND
