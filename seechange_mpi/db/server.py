@@ -27,6 +27,8 @@ from seechange_mpi.model.errors import ConfigError, TransientError
 DATABASE = "seechange"
 SUPERUSER = "seechange"
 _START_TIMEOUT_S = 60
+_ORDERLY_S = 10
+"""After this a server that nobody can reach is no longer asked to close, but told to quit as in a crash."""
 _SOCKET = ".s.PGSQL.5432"
 _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 """First message of PostgreSQL's protocol that every live server answers with one letter."""
@@ -237,12 +239,26 @@ class EmbeddedServer:
             except OSError:
                 return False
 
+    def _listens(self) -> bool:
+        """Whether a process listens at the socket, also one that has no time to answer."""
+        if not (self.data / "PG_VERSION").exists():
+            return False
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(5)
+            try:
+                s.connect(str(self.socket_dir / _SOCKET))
+            except TimeoutError:
+                return True
+            except OSError:
+                return False
+            return True
+
     def _answers(self) -> bool:
-        """Whether a query gets through; waits while the server recovers from a crash."""
+        """Whether a query gets through; waits while the server recovers from a crash and may say nothing at all."""
         import psycopg
 
         end = time.monotonic() + _START_TIMEOUT_S
-        while self.is_running():
+        while self._listens():
             try:
                 with psycopg.connect(self._admin_url, connect_timeout=5) as conn:
                     conn.execute("SELECT 1")
@@ -276,11 +292,12 @@ class EmbeddedServer:
         if not pid_file.exists() or not Path("/proc/self/cwd").exists():
             return
         number = pid_file.read_text().split("\n", 1)[0]
-        end = time.monotonic() + 15
+        started = time.monotonic()
         while running := self._processes():
+            waited = time.monotonic() - started
             if number.isdigit() and int(number) in running:
-                os.kill(int(number), signal.SIGINT)
-            if time.monotonic() > end:
+                os.kill(int(number), signal.SIGINT if waited < _ORDERLY_S else signal.SIGQUIT)
+            if waited > _ORDERLY_S + 15:
                 raise TransientError(f"processes of an old server still work in {self.data}: "
                                      f"{', '.join(map(str, running))}; end them, then try again")
             time.sleep(0.2)
@@ -353,7 +370,7 @@ class EmbeddedServer:
     def stop(self) -> None:
         """Stop the server; nothing happens if it does not run."""
         with self._locked("start.lock"):
-            if self.is_running():
+            if self._answers():
                 done = self._call("pg_ctl", "-D", str(self.data), "-w", "-m", "fast", "stop")
                 if done.returncode != 0:
                     reason = (done.stderr or done.stdout).strip()

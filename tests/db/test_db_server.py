@@ -95,6 +95,19 @@ def test_the_data_survive_a_stop_and_a_kill(server):
             assert conn.execute("SELECT n FROM kept").fetchone() == (7,)
 
 
+def test_a_server_in_the_middle_of_its_crash_recovery_is_waited_for(server, monkeypatch):
+    """It may close connections without a word then; told to shut down at that moment it would hang."""
+    with server.in_use() as url:
+        old = postmaster(server)
+        with psycopg.connect(url) as conn:
+            os.kill(conn.info.backend_pid, signal.SIGKILL)
+            monkeypatch.setattr(EmbeddedServer, "is_running", lambda _self: False)
+            EmbeddedServer(server.root).start()
+            monkeypatch.undo()
+        assert postmaster(server) == old
+        assert answer(url)
+
+
 def test_a_pid_file_that_names_another_process_does_not_fool_it(server):
     """After a crash (or in a new container) the number may belong to anybody."""
     with server.in_use():
