@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 from pathlib import Path
@@ -165,18 +166,28 @@ class Client:
         self.process = context.Process(target=target, args=(*args, theirs), daemon=True)
         self.process.start()
         theirs.close()
+        self.heard = []
 
     def told(self):
         """Everything the process has said; it must end."""
-        out = []
         try:
             while True:
                 assert self.pipe.poll(100), "a client does not end"
-                out.append(self.pipe.recv())
+                self.heard.append(self.pipe.recv())
         except EOFError:
             self.join()
-            return out
+            return self.heard
 
     def join(self, timeout_s=60):
         self.process.join(timeout_s)
         assert not self.process.is_alive(), "a client does not end"
+
+
+def wait_for_commits(clients, n):
+    """Until some clients (`list_client`) have said of `n` bundles that they are committed."""
+    while sum(word == "done" for c in clients for word, _ in c.heard) < n:
+        ready = multiprocessing.connection.wait([c.pipe for c in clients], 100)
+        assert ready, "a commit does not end"
+        for c in clients:
+            if c.pipe in ready:
+                c.heard.append(c.pipe.recv())

@@ -23,6 +23,7 @@ from committers import (
     round_client,
     sections_of,
     serial_client,
+    wait_for_commits,
 )
 from scipy.spatial import cKDTree
 
@@ -193,16 +194,16 @@ class Campaign:
         self.makers = [Exposures(folder, k) for k in (1, 2, 3, 5, 6, 7)]
         self.random = random.Random(seed)
         self.paths, self.hits = [], Counter()
-        self.typical_s = 0.3
 
     def begin(self, url, number):
         paths = [make(number, "kill") for make in self.makers]
         self.paths += paths
         return [Client(list_client, url, paths[k::3], f"kill{number}") for k in range(3)]
 
-    def pause(self):
-        """Wait for a random moment of two commits."""
-        time.sleep(self.random.uniform(0, 2 * self.typical_s))
+    def pause(self, clients):
+        """Wait until some of the exposures are committed, then for a random moment of the next commits."""
+        wait_for_commits(clients, self.random.randrange(4))
+        time.sleep(self.random.uniform(0, 0.4))
 
     def check(self, conn, told, paths):
         """What a client was told is there, the rest as a whole or not at all."""
@@ -216,7 +217,9 @@ class Campaign:
             assert rows in ((0, 0, 0), (1, 2, 12))
             done, begun = ("done", path) in told, ("begin", path) in told
             assert rows == (1, 2, 12) or not done, "the client was told that it is committed"
-            if not done:
+            if done:
+                self.hits["confirmed"] += 1
+            else:
                 self.hits[("not begun", "nothing is there", "all is there")[begun * (1 + rows[0])]] += 1
         conn.rollback()
 
@@ -243,16 +246,13 @@ def test_a_killed_client_loses_and_duplicates_nothing(fresh_url, second_url, tmp
         for number in range(n):
             clients = campaign.begin(fresh_url, number)
             victim = clients[number % 3]
-            assert victim.pipe.poll(60)
-            campaign.pause()
+            campaign.pause(clients)
             kill(victim.process.pid)
-            started = time.monotonic()
             for c in clients:
                 told = c.told()
                 if c is not victim:
                     assert told[-1] == ("end", None), told
                 campaign.check(conn, told, [p for w, p in told if w == "begin"])
-            campaign.typical_s = 0.5 * campaign.typical_s + 0.25 * (time.monotonic() - started)
         campaign.finish(conn, second_url)
     check_same(fresh_url, second_url)
     LOG.info("%d clients killed: %s", n, dict(campaign.hits))
@@ -293,8 +293,7 @@ def test_a_killed_server_loses_and_duplicates_nothing(own_server, fresh_url, tmp
         upgrade(conn)
     for number in range(n):
         clients = campaign.begin(own_server.url, number)
-        assert all(c.pipe.poll(60) for c in clients)
-        campaign.pause()
+        campaign.pause(clients)
         postmaster = int((own_server.data / "postmaster.pid").read_text().split()[0])
         below = children(postmaster)
         if number % 3 < 2:
