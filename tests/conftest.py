@@ -6,12 +6,22 @@ import os
 from pathlib import Path
 
 import pytest
+from other_postgres import use_other_postgres
 from surveys import TINY_CAMERA, Survey, run_cli
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 REALDATA = Path(os.environ.get("SEECHANGE_REALDATA") or Path(__file__).parents[2] / "shared" / "realdata")
+
+
+POSTGRES = use_other_postgres()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which PostgreSQL was asked for."""
+    if POSTGRES is not None:
+        terminalreporter.write_line(f"databases were on {POSTGRES}")
 
 
 @pytest.fixture(autouse=True)

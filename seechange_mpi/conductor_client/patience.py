@@ -15,8 +15,9 @@ T = TypeVar("T")
 SHORTEST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 _SLICE_S = 0.5
-_NEVER_PASSES = ("28", "42", "0A")
-"""SQLSTATE classes of `OperationalError` that no waiting mends: authentication, privileges and names, features."""
+_NEVER_PASSES = ("28", "3D", "42", "0A")
+"""SQLSTATE classes of `OperationalError` that no waiting mends: authentication, databases, privileges and names,
+features."""
 
 
 def may_pass(err: BaseException) -> bool:

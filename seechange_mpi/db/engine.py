@@ -19,18 +19,27 @@ from seechange_mpi.model.errors import ConfigError, TransientError
 
 Connection = psycopg.Connection[tuple[object, ...]]
 EMBEDDED = "embedded"
+_REFUSAL = re.compile(
+    r'(?:database|role) ".*" (?:does not exist|is not permitted to log in)|authentication failed|no password supplied|'
+    r'pg_hba\.conf|permission denied for database|no such (?:database|user)|connection is bad: invalid |'
+    r'unrecognized configuration parameter|unsupported startup parameter')
+"""Reasons of a server, of PgBouncer and of libpq that no waiting mends; errors while connecting have no SQLSTATE."""
 _LIVENESS = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 
 
 def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connection:
     """Connect to PostgreSQL, trying again a few times with growing, jittered pauses.
 
+    Between transactions the connection has no state on the server: no settings, temporary tables, locks or prepared
+    statements. A pooler (PgBouncer, transaction mode) may give every transaction another server process.
+
     Raises
     ------
     TransientError
         No attempt succeeded: names the server (without password) and the reason.
     ConfigError
-        It is no address of a database, or the server answers, but has no such database or user.
+        It is no address of a database, or the server refuses: it has no such database or user, or the password is
+        wrong.
     """
     try:
         conninfo_to_dict(url)
@@ -41,13 +50,15 @@ def connect(url: str, *, timeout_s: float = 10.0, attempts: int = 3) -> Connecti
     for attempt in range(attempts):
         try:
             conn = psycopg.connect(url, connect_timeout=max(2, round(timeout_s)), application_name="seechange-mpi",
-                                   **_liveness(url))
+                                   prepare_threshold=None, **_liveness(url))
             # whoever has waited for a lock must see what its holder wrote, whatever the server's default
             conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             return conn
         except psycopg.OperationalError as err:
-            reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-            if re.search(r'FATAL: +(database|role) ".*" does not exist|authentication failed', reason):
+            # a name with several addresses fails with a line for each
+            reasons = str(err).strip().splitlines() or [type(err).__name__]
+            reason = next(filter(_REFUSAL.search, reasons), reasons[0])
+            if _REFUSAL.search(reason):
                 raise ConfigError(f"database.url {redact(url)} is wrong: {reason}") from None
             if attempt + 1 < attempts:
                 time.sleep((0.3 * 2**attempt) * (0.5 + random.random()))

@@ -94,17 +94,15 @@ def downgrade(conn: Connection, revision: str) -> None:
 
 
 def _run(conn: Connection, what: str, revision: str) -> None:
+    """Run alembic in one transaction, which holds the lock: a lock of the session would stay behind in a pooler."""
     from alembic import command
     from sqlalchemy import create_engine, pool
 
-    conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
-    conn.commit()
     try:
         engine = create_engine("postgresql+psycopg://", creator=lambda: conn, poolclass=pool.StaticPool)
         with engine.connect() as connection:
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             getattr(command, what)(_alembic(connection), revision)
             connection.commit()
     finally:
         conn.rollback()
-        conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
-        conn.commit()
