@@ -54,6 +54,7 @@ def delete(
         plan = plan_deletion(conn, names)
         files = FilesToGo() if keep_files else plan_files(resolved.bundles, plan.exposures.values(), plan.sections())
         copies = _copies(conn, resolved, plan, files)
+        conn.rollback()  # no transaction stays open while somebody reads
         _show(plan, files, sum(copies.values()), len(copies), archived)
         if not yes and not (sys.stdin.isatty() and typer.confirm("Delete all this?")):
             typer.echo("nothing was deleted; to do it: --yes")

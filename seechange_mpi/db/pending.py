@@ -258,5 +258,6 @@ def _same_camera(instruments: list[str], name: str) -> str | None:
 
 
 def _newest_token(conn: Connection, identifier: str) -> int | None:
-    row: Any = conn.execute("SELECT token FROM commit_fence WHERE exposure = %s", (identifier,)).fetchone()
+    with conn.transaction():
+        row: Any = conn.execute("SELECT token FROM commit_fence WHERE exposure = %s", (identifier,)).fetchone()
     return None if row is None else int(row[0])
