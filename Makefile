@@ -1,7 +1,7 @@
 # Two commands do everything: make demo, make test.  See README.md.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-gpu demo test test-full bench lint unit mpi-tests lock clean
+.PHONY: help venv venv-gpu demo test test-full test-postgres bench lint unit mpi-tests lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -42,6 +42,11 @@ mpi-tests: venv
 
 test-full: test  ## make test and the slow tests
 	@./tools/in_scratch.sh $(BIN)/python -m pytest -q -m slow
+
+# BINDIR is the folder of initdb, pg_ctl and postgres; POOLER=1 puts PgBouncer in between
+test-postgres: venv  ## the database tests on another PostgreSQL: make test-postgres BINDIR=/usr/lib/postgresql/15/bin
+	@SEECHANGE_TEST_PG_BINDIR="$(BINDIR)" SEECHANGE_TEST_PGBOUNCER="$(POOLER)" ./tools/in_scratch.sh \
+	  $(BIN)/python -m pytest -q -m "not slow" tests/db
 
 bench: venv  ## benchmarks against rivals; results in docs/benchmarks.md
 	@$(BIN)/python -m pip install -q --no-deps --disable-pip-version-check --root-user-action ignore \

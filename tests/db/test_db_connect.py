@@ -36,7 +36,8 @@ def doors(embedded):
         conn.execute("SELECT pg_reload_conf()")
         host, name = conn.info.host, conn.info.dbname
         end = time.monotonic() + 10
-        while conn.execute("SELECT count(*) FROM pg_hba_file_rules WHERE 'unwanted' = ANY(user_name)").fetchone() == (0,):
+        read = "SELECT count(*) FROM pg_hba_file_rules WHERE 'unwanted' = ANY(user_name)"
+        while conn.execute(read).fetchone() == (0,):
             assert time.monotonic() < end
     yield {"host": host, "dbname": name}
     with psycopg.connect(embedded, autocommit=True) as conn:

@@ -4,12 +4,15 @@ Few connections to the server and many clients at once: whatever a client leaves
 lock, a setting, a temporary table) is met by another, and what it expects to find there again is gone.
 """
 
+import itertools
 import re
 import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 from bouncers import bouncer
+from surveys import run_cli
 from verbs import Verbs
 
 from seechange_mpi.db.commit import commit_bundle
@@ -60,8 +63,8 @@ def at_once(work, n):
 def left_behind(url):
     """What clients left in the server's processes behind a pool of one connection."""
     with connect(url) as conn:
-        locks = conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM "
-                             "pg_database WHERE datname = current_database())").fetchone()
+        locks = conn.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+                             "(SELECT oid FROM pg_database WHERE datname = current_database())").fetchone()
         statements = conn.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
         tables = conn.execute("SELECT count(*) FROM pg_class WHERE relpersistence = 't'").fetchone()
         listening = conn.execute("SELECT count(*) FROM pg_listening_channels()").fetchone()
@@ -115,7 +118,7 @@ def test_overlapping_commits_interleaved(fresh_url, second_url, pooler, bundles)
 
     at_once(commit, n)
     with connect(second_url) as conn:
-        for path in sum(paths, []):
+        for path in itertools.chain(*paths):
             commit_bundle(conn, path, radius_arcsec=1.0, tag="all")
     through, direct = rows_of(url), rows_of(second_url)
     assert through == direct
@@ -162,7 +165,8 @@ def test_verbs_with_a_single_connection(empty_url, narrow, bundles, tmp_path, ca
     bundles.folder = root / "bundles"
     one = {"S1": {"ra": 150.0, "dec": 2.0, "at": [(150.0, 2.0), (150.005, 2.0)], "bad": [False, False]}}
     base = bundles({"S1": {"ra": 150.0, "dec": 2.0}}, name="e0", mjd=59990.0)
-    first, second = bundles(one), bundles(one, name="e2", mjd=60001.0)
+    first = bundles(one)
+    bundles(one, name="e2", mjd=60001.0)
     archive = ["--set", "archive.kind=directory", "--set", f"archive.path={tmp_path / 'store'}"]
     radius = ["--set", "objects.association_radius_arcsec=2.0"]
 
@@ -193,6 +197,34 @@ def test_verbs_with_a_single_connection(empty_url, narrow, bundles, tmp_path, ca
     assert "rows deleted" in said("products", "delete", "e2", "--yes", *archive)
     assert "exposures              2" in said("db", "status")
     assert left_behind(url) == ([0, 0, 0, 0], [])
+
+
+@pytest.mark.slow
+def test_a_run_with_a_single_connection(empty_url, narrow, tiny_survey, tmp_path):
+    """Claims, heartbeats, preparation and commits of a job take turns; between them it holds one connection."""
+    url = narrow.url(empty_url)
+    config = tiny_survey.config(tmp_path / "root", database__url=url)
+    admin, done, clients = url.replace(f"/{url.split('/')[3].split('?')[0]}?", "/pgbouncer?"), threading.Event(), []
+
+    def sample():
+        with psycopg.connect(admin, autocommit=True, prepare_threshold=None) as conn:
+            while not done.wait(0.02):
+                shown = psycopg.ClientCursor(conn).execute("SHOW CLIENTS").fetchall()
+                clients.append(sum(url.split("/")[3].startswith(f"{row[2]}?") for row in shown))
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    try:
+        first, second = tiny_survey.exposures
+        assert run_cli("run", "--config", config, first, "--no-report") == 0
+        assert run_cli("refs", "add", "--config", config, first.stem) == 0
+        assert run_cli("run", "--config", config, second, "--no-report") == 0
+    finally:
+        done.set()
+        watcher.join()
+    assert left_behind(url) == ([0, 0, 0, 0], [])
+    assert sorted(clients)[len(clients) // 2] <= 1, "a job holds one connection"
+    assert 1 <= max(clients) <= 3, "one that claims, one that prepares, one that commits"
 
 
 STATE = {

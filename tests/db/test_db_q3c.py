@@ -70,7 +70,9 @@ def test_up_and_down_and_up_again(q3c_url):
         context = MigrationContext.configure(connection, opts={
             "compare_type": True, "compare_server_default": True,
             "include_object": lambda _object, name, *_: not str(name).endswith("_q3c_ang2ipix_idx")})
-        assert compare_metadata(context, metadata) == []
+        differences = compare_metadata(context, metadata)
+    # those foreign keys are kept by triggers: see test_db_schema
+    assert [d for d in differences if d[0] != "add_fk"] == []
     engine.dispose()
     with connect(q3c_url) as conn:
         migrate.downgrade(conn, "base")

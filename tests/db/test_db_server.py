@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from other_postgres import BINDIR
 
 from seechange_mpi.db.server import EmbeddedServer, find_bindir
 from seechange_mpi.model.errors import ConfigError, TransientError
@@ -153,7 +154,8 @@ def test_many_may_start_it_at_once(server):
 def test_a_killed_user_does_not_keep_it_nor_take_it_away(server):
     """The lock of a process that was killed is gone; the next user finds the server and stops it at the end."""
     code = ("import sys, time; from seechange_mpi.db.server import EmbeddedServer\n"
-            f"with EmbeddedServer({str(server.root)!r}).in_use() as url: print(url, flush=True); time.sleep(60)")
+            f"with EmbeddedServer({str(server.root)!r}, {BINDIR!r}).in_use() as url:\n"
+            "    print(url, flush=True); time.sleep(60)")
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as user:
         url = user.stdout.readline().strip()
         assert answer(url)
