@@ -43,10 +43,9 @@ mpi-tests: venv
 test-full: test  ## make test and the slow tests
 	@./tools/in_scratch.sh $(BIN)/python -m pytest -q -m slow
 
-# BINDIR is the folder of initdb, pg_ctl and postgres; POOLER=1 puts PgBouncer in between
+# BINDIR is the folder of initdb, pg_ctl and postgres
 test-postgres: venv  ## the database tests on another PostgreSQL: make test-postgres BINDIR=/usr/lib/postgresql/15/bin
-	@SEECHANGE_TEST_PG_BINDIR="$(BINDIR)" SEECHANGE_TEST_PGBOUNCER="$(POOLER)" ./tools/in_scratch.sh \
-	  $(BIN)/python -m pytest -q -m "not slow" tests/db
+	@SEECHANGE_TEST_PG_BINDIR="$(BINDIR)" ./tools/in_scratch.sh $(BIN)/python -m pytest -q -m "not slow" tests/db
 
 bench: venv  ## benchmarks against rivals; results in docs/benchmarks.md
 	@$(BIN)/python -m pip install -q --no-deps --disable-pip-version-check --root-user-action ignore \

@@ -1,7 +1,6 @@
 """One embedded server for all tests of the database; every test has a database of its own."""
 
 import itertools
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,8 +9,6 @@ import psycopg
 import pytest
 from psycopg import sql
 
-THROUGH_POOLER = "SEECHANGE_TEST_PGBOUNCER"
-"""Environment variable: 1 = through PgBouncer in transaction mode."""
 _counter = itertools.count()
 
 
@@ -31,18 +28,6 @@ def embedded():
     shutil.rmtree(server.data.parent, ignore_errors=True)
     shutil.rmtree(server.socket_dir, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def reached(embedded):
-    """Turns the URL of a database into the one that tests use: through PgBouncer if that was asked for."""
-    if not os.environ.get(THROUGH_POOLER):
-        yield lambda url: url
-        return
-    from bouncers import bouncer
-
-    with bouncer(embedded) as pooler:
-        yield pooler.url
 
 
 @pytest.fixture(scope="session")
@@ -70,27 +55,27 @@ def _create(embedded, template):
 
 
 @pytest.fixture
-def empty_url(embedded, reached):
+def empty_url(embedded):
     """URL of an empty database."""
-    return reached(_create(embedded, "template0"))
+    return _create(embedded, "template0")
 
 
 @pytest.fixture
-def fresh_url(embedded, migrated, reached):
+def fresh_url(embedded, migrated):
     """URL of a database with the schema and no rows, for this test alone."""
-    return reached(_create(embedded, migrated))
+    return _create(embedded, migrated)
 
 
 @pytest.fixture
-def second_url(embedded, migrated, reached):
+def second_url(embedded, migrated):
     """URL of another one like it."""
-    return reached(_create(embedded, migrated))
+    return _create(embedded, migrated)
 
 
 @pytest.fixture(scope="session")
-def shared_url(embedded, migrated, reached):
+def shared_url(embedded, migrated):
     """URL of the database that tests share, one after the other."""
-    return reached(_create(embedded, migrated))
+    return _create(embedded, migrated)
 
 
 @pytest.fixture
@@ -98,7 +83,7 @@ def url(shared_url):
     """URL of a database with the schema and no rows."""
     from seechange_mpi.db.schema import metadata
 
-    with psycopg.connect(shared_url, prepare_threshold=None) as conn:
+    with psycopg.connect(shared_url) as conn:
         conn.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(map(sql.Identifier, sorted(metadata.tables)))))
     return shared_url
 
