@@ -9,6 +9,7 @@ import re
 import threading
 from pathlib import Path
 
+import h5py
 import psycopg
 import pytest
 from bouncers import bouncer
@@ -197,6 +198,21 @@ def test_verbs_with_a_single_connection(empty_url, narrow, bundles, tmp_path, ca
     assert "rows deleted" in said("products", "delete", "e2", "--yes", *archive)
     assert "exposures              2" in said("db", "status")
     assert left_behind(url) == ([0, 0, 0, 0], [])
+
+
+def test_a_bundle_passed_over_keeps_no_connection(fresh_url, narrow, bundles, tmp_path, capsys):
+    """What is refused before its commit begins leaves no transaction open: the queue needs the connection next."""
+    one = {"S1": {"ra": 150.0, "dec": 2.0, "at": [(150.0, 2.0)]}}
+    damaged, _ = bundles(one), bundles(one, name="e2", mjd=60001.0)
+    with h5py.File(damaged, "r+") as f:
+        row = f["provenance"][0]
+        f["provenance"][0] = (row[0], row[1], row[2], '{"changed": 99}', row[4])
+    verb = Verbs(narrow.url(fresh_url), tmp_path / "root", capsys)
+    (tmp_path / "e2.fits").write_bytes(b"")
+    assert verb("queue", "add", tmp_path / "e2.fits", "--camera", "simulated")[0] == 0
+    code, out, _ = verb("db", "commit", "--pending", tmp_path, "--set", "objects.association_radius_arcsec=2.0")
+    assert "1 committed, 1 passed over" in out
+    assert code == 4
 
 
 @pytest.mark.slow
