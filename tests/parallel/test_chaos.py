@@ -247,6 +247,7 @@ def test_five_kills_leave_no_trace(survey, begun, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", range(20))
 def test_two_hundred_kills_leave_no_trace(survey, begun, undisturbed, tmp_path, seed):
     kill(survey, begun, undisturbed, tmp_path, 10, seed)
