@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which PostgreSQL was asked for."""
     if POSTGRES is not None:
         terminalreporter.write_line(f"databases were on {POSTGRES}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_data_left_behind(tmp_path_factory):
+    """As root, databases of closed folders lie beside them in the temporary folder: remove those of this session."""
+    yield
+    ours = tmp_path_factory.getbasetemp()
+    for owner in Path(tempfile.gettempdir()).glob("seechange-pgdata-*/owner"):
+        if ours in Path(owner.read_text().strip()).parents and not (owner.parent / "data" / "postmaster.pid").exists():
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
