@@ -10,7 +10,7 @@ from uuid import UUID
 import numpy as np
 
 from seechange_mpi.config.history import PositioningSettings
-from seechange_mpi.db.bulk import insert_rows
+from seechange_mpi.db.bulk import stage_rows
 from seechange_mpi.db.linking import healpix
 from seechange_mpi.db.objects import of_tests
 from seechange_mpi.db.provenance import IS_TESTING, store_provenances
@@ -152,9 +152,11 @@ def _store(conn: Connection, provenance_id: str, ids: list[UUID], means: MeanPos
         "provenance_id": provenance_id, "ra": float(means.ra[k]), "dec": float(means.dec[k]), "healpix": int(p),
         "dra": float(means.dra[k]), "ddec": float(means.ddec[k]), "ra_dec_cov": float(means.cov[k]),
         "n_measurements": int(means.n[k])} for k, p in zip(chosen, pixels, strict=True)]
-    new = insert_rows(conn, "object_positions", rows)
+    stage_rows(conn, "object_positions", rows)
+    names = ", ".join(rows[0])
+    new = conn.execute(f"INSERT INTO object_positions ({names}) SELECT {names} FROM new_object_positions ORDER BY _id "
+                       "ON CONFLICT DO NOTHING").rowcount
     values = "{0}.ra, {0}.dec, {0}.dra, {0}.ddec, {0}.ra_dec_cov, {0}.n_measurements"
-    # the rows lie in the temporary table of `insert_rows` until the transaction ends
     changed = conn.execute(
         "UPDATE object_positions p SET ra = n.ra, dec = n.dec, healpix = n.healpix, dra = n.dra, ddec = n.ddec, "
         "ra_dec_cov = n.ra_dec_cov, n_measurements = n.n_measurements, modified = now() FROM new_object_positions n "

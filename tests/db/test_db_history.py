@@ -58,7 +58,8 @@ class Night:
     def __call__(self, at, name=None, centre=CENTRE, replace=False, **more):
         self.n += 1
         section = {"ra": centre[0], "dec": centre[1], "at": at} | more.pop("section", {})
-        path = self.bundles({"S1": section}, name=name or f"e{self.n}", mjd=60000.0 + self.n, **more)
+        path = self.bundles({"S1": section}, name=name or f"e{self.n}",
+                            mjd=60001.0 if name else 60000.0 + self.n, **more)
         commit_bundle(self.conn, path, radius_arcsec=2.0, replace=replace)
         self.paths.append(path)
         return path
