@@ -40,37 +40,10 @@ from seechange_mpi.simulate.compare import match_sky
 from seechange_mpi.simulate.parameters import SimulationParameters
 from seechange_mpi.simulate.survey import simulate_survey
 
-CAMERA = """
-name: small
-pixel_scale_arcsec: 0.6
-filters: [r]
-gain: 1.7
-read_noise: 6.0
-saturation: 60000
-association_radius_arcsec: 1.0
-header:
-  mjd: {keyword: MJD-OBS}
-  exp_time: {keyword: EXPTIME}
-  filter: {keyword: FILTER, convert: str}
-  ra: {keyword: RA}
-  dec: {keyword: DEC}
-calibration:
-  bias: "{calib_dir}/bias_{section}.fits"
-  flat: "{calib_dir}/flat_{section}_{filter}.fits"
-  badpixels: "{calib_dir}/badpixels_{section}.fits"
-photometry:
-  r: {band: g, terms: [0.02, -0.35]}
-section_defaults:
-  size: [512, 512]
-  amplifiers:
-    - {name: A, data_section: "[17:272,1:512]", bias_section: "[1:16,1:512]", x0: 0, gain: GAINA, read_noise: RDNOISEA}
-    - {name: B, data_section: "[273:528,1:512]", bias_section: "[529:544,1:512]", x0: 256, gain: GAINB,
-       read_noise: RDNOISEB}
-sections:
-  - {id: T1, hdu: T1, offset_arcsec: [320.0, 0.0]}
-  - {id: T2, hdu: T2, offset_arcsec: [0.0, 0.0]}
-  - {id: T3, hdu: T3, offset_arcsec: [-320.0, 0.0]}
-"""
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from surveys import small_camera
+
+CAMERA = small_camera("small", 512, 320.0)
 
 
 @dataclass

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-TINY_CAMERA = """
-name: tiny
+_CAMERA = """
+name: {name}
 pixel_scale_arcsec: 0.6
 filters: [r]
 gain: 1.7
@@ -15,29 +15,39 @@ read_noise: 6.0
 saturation: 60000
 association_radius_arcsec: 1.0
 header:
-  mjd: {keyword: MJD-OBS}
-  exp_time: {keyword: EXPTIME}
-  filter: {keyword: FILTER, convert: str}
-  ra: {keyword: RA}
-  dec: {keyword: DEC}
+  mjd: {{keyword: MJD-OBS}}
+  exp_time: {{keyword: EXPTIME}}
+  filter: {{keyword: FILTER, convert: str}}
+  ra: {{keyword: RA}}
+  dec: {{keyword: DEC}}
 calibration:
-  bias: "{calib_dir}/bias_{section}.fits"
-  flat: "{calib_dir}/flat_{section}_{filter}.fits"
-  badpixels: "{calib_dir}/badpixels_{section}.fits"
+  bias: "{{calib_dir}}/bias_{{section}}.fits"
+  flat: "{{calib_dir}}/flat_{{section}}_{{filter}}.fits"
+  badpixels: "{{calib_dir}}/badpixels_{{section}}.fits"
 photometry:
-  r: {band: g, terms: [0.02, -0.35]}
+  r: {{band: g, terms: [0.02, -0.35]}}
 section_defaults:
-  size: [400, 400]
+  size: [{side}, {side}]
   amplifiers:
-    - {name: A, data_section: "[17:216,1:400]", bias_section: "[1:16,1:400]", x0: 0, gain: GAINA, read_noise: RDNOISEA}
-    - {name: B, data_section: "[217:416,1:400]", bias_section: "[417:432,1:400]", x0: 200, gain: GAINB,
-       read_noise: RDNOISEB}
+    - {{name: A, data_section: "[17:{a},1:{side}]", bias_section: "[1:16,1:{side}]", x0: 0, gain: GAINA,
+       read_noise: RDNOISEA}}
+    - {{name: B, data_section: "[{b},1:{side}]", bias_section: "[{over},1:{side}]", x0: {half}, gain: GAINB,
+       read_noise: RDNOISEB}}
 sections:
-  - {id: T1, hdu: T1, offset_arcsec: [250.0, 0.0]}
-  - {id: T2, hdu: T2, offset_arcsec: [0.0, 0.0]}
-  - {id: T3, hdu: T3, offset_arcsec: [-250.0, 0.0]}
+  - {{id: T1, hdu: T1, offset_arcsec: [{step}, 0.0]}}
+  - {{id: T2, hdu: T2, offset_arcsec: [0.0, 0.0]}}
+  - {{id: T3, hdu: T3, offset_arcsec: [-{step}, 0.0]}}
 """
-"""A camera of three small sections: a user's own YAML, no Python."""
+
+
+def small_camera(name: str, side: int, step_arcsec: float) -> str:
+    """YAML of a camera of three square sections with two amplifiers: a user's own, no Python."""
+    half = side // 2
+    return _CAMERA.format(name=name, side=side, step=step_arcsec, half=half, a=half + 16,
+                          b=f"{half + 17}:{side + 16}", over=f"{side + 17}:{side + 32}")
+
+
+TINY_CAMERA = small_camera("tiny", 400, 250.0)
 
 
 class Survey:
