@@ -28,13 +28,14 @@ import numpy as np
 from seechange_mpi.db.blocks import Block, ids_of, write_block
 from seechange_mpi.db.commit import commit_bundle
 from seechange_mpi.db.engine import Connection, connect
+from seechange_mpi.db.exposures import exposure_row
 from seechange_mpi.db.linking import ORDER, healpix
 from seechange_mpi.db.migrate import upgrade
 from seechange_mpi.db.names import place_names
 from seechange_mpi.db.provenance import store_provenances
-from seechange_mpi.db.rows import TABLES_IN_ORDER, exposure_row, section_parts
+from seechange_mpi.db.rows import TABLES_IN_ORDER, section_parts
 from seechange_mpi.db.server import EmbeddedServer
-from seechange_mpi.io.bundle import read_bundle, read_section
+from seechange_mpi.io.bundle import read_bundle, read_tables
 from seechange_mpi.model.ids import stable_id
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "db"))
@@ -94,13 +95,11 @@ def row_by_row(conn: Connection, bundle: Path) -> float:
     """Commit a bundle as the predecessor would; return the time [s]."""
     started = time.perf_counter()
     info = read_bundle(bundle)
-    parts = []
-    for name in info.section_ids:
-        s = read_section(bundle, name, pixels=False)
-        parts += section_parts(info, s)
+    sections = read_tables(bundle)
+    parts = [p for s in sections for p in section_parts(info, s)]
     with conn.transaction():
         store_provenances(conn, info.provenances)
-        _upsert(conn, "exposures", exposure_row(info))
+        _upsert(conn, "exposures", exposure_row(info, sections))
         for p in parts:
             for table in TABLES_IN_ORDER:
                 for row in p.rows.get(table, ()):
