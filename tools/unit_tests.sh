@@ -2,7 +2,7 @@
 # Run the quick tests in two halves at once: tools/unit_tests.sh BIN.  Half of them mostly compute, the others mostly wait.
 set -uo pipefail
 bin=$1
-waiting=(tests/parallel tests/cli tests/db)
+waiting=(tests/parallel tests/db)
 log=$(mktemp)
 "$bin/python" -m pytest -q -m "not slow" --color=no "${waiting[@]}" >"$log" 2>&1 &
 other=$!
