@@ -16,6 +16,12 @@ def test_readme_table_of_names_is_true():
         assert (ROOT / path).exists(), f"{name}: {path} does not exist"
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by name: two of one name cannot be run together (``make test-full``)."""
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_default_configuration_is_generated_from_the_declarations():
     from seechange_mpi.config.resolve import DEFAULT_FILE
     from seechange_mpi.pipeline.template import config_template
