@@ -1,9 +1,13 @@
 """The house itself: names promised in the README, the default configuration, start-up cost."""
 
+import ast
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["seechange_mpi", "gpu_kernels", "io", "db", "conductor_client", "containers", "slurm", "tests", "setup.cfg"]
@@ -20,6 +24,16 @@ def test_files_of_tests_have_names_of_their_own():
     """pytest imports them by name: two of one name cannot be run together (``make test-full``)."""
     names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_benchmarks_import_what_is_there(path):
+    """They are run by hand and checked by nothing else: what moves must move in them, too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seechange_mpi"):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), name.name
 
 
 def test_default_configuration_is_generated_from_the_declarations():

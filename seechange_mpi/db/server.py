@@ -226,32 +226,34 @@ class EmbeddedServer:
     def _admin_url(self) -> str:
         return f"postgresql://{SUPERUSER}@/postgres?host={self.socket_dir}"
 
-    def is_running(self) -> bool:
-        """Whether the server listens; what a pid file says is not asked, its number may belong to anybody by now."""
+    @contextmanager
+    def _connected(self) -> Iterator[socket.socket]:
+        """Yield a connection to the server's socket; `OSError` where nobody listens."""
         if not (self.data / "PG_VERSION").exists():
-            return False
+            raise FileNotFoundError(self.data)
         with socket.socket(socket.AF_UNIX) as s:
             s.settimeout(5)
-            try:
-                s.connect(str(self.socket_dir / _SOCKET))
+            s.connect(str(self.socket_dir / _SOCKET))
+            yield s
+
+    def is_running(self) -> bool:
+        """Whether the server answers; what a pid file says is not asked, its number may belong to anybody by now."""
+        try:
+            with self._connected() as s:
                 s.sendall(_SSL_REQUEST)
                 return s.recv(1) != b""
-            except OSError:
-                return False
+        except OSError:
+            return False
 
     def _listens(self) -> bool:
         """Whether a process listens at the socket, also one that has no time to answer."""
-        if not (self.data / "PG_VERSION").exists():
-            return False
-        with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(5)
-            try:
-                s.connect(str(self.socket_dir / _SOCKET))
-            except TimeoutError:
+        try:
+            with self._connected():
                 return True
-            except OSError:
-                return False
+        except TimeoutError:
             return True
+        except OSError:
+            return False
 
     def _answers(self) -> bool:
         """Whether a query gets through; waits while the server recovers from a crash and may say nothing at all."""
